@@ -1,0 +1,112 @@
+"""The plain values that every room shares: a tensor on disk, a source of them, a quantized weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+# The names that a safetensors header uses, with torch's. Everything else is refused on reading.
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before its bytes are read."""
+
+    name: str
+    dtype: str  # a key of DTYPES
+    shape: tuple[int, ...]
+    file: str  # name inside the checkpoint folder
+    offset: int = 0  # first byte inside the file
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take in the file."""
+        return self.elements * DTYPES[self.dtype].itemsize
+
+
+class TensorSource(Protocol):
+    """A checkpoint as a table of tensors, each read when asked for."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in its stored dtype, in memory of its own (never a mapped page)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The affine grid `scale * (code - zero_point)` of one linear."""
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: int = 128  # -1: one group over all of in_features
+    symmetric: bool = True
+
+    @property
+    def max_code(self) -> int:
+        """The largest code, `2**bits - 1`."""
+        return int(2**self.bits - 1)
+
+    def groups(self, in_features: int) -> int:
+        """Number of groups along in_features."""
+        return 1 if self.group_size == -1 else -(-in_features // self.group_size)
+
+    def columns_per_group(self, in_features: int) -> int:
+        """Columns that share a scale."""
+        return in_features if self.group_size == -1 else self.group_size
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """What a method hands to a format: the integers that were computed, never a rounded float.
+
+    The weight is `scale[g, row] * (codes[row, column] - zero_point[g, row])` with
+    `g = group_index[column]`.
+    """
+
+    codes: torch.Tensor  # [out_features, in_features] uint8
+    scale: torch.Tensor  # [groups, out_features] float16
+    zero_point: torch.Tensor  # [groups, out_features] uint8
+    group_index: torch.Tensor  # [in_features] int32
+    grid: Grid
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight [out_features, in_features] that a runtime computes with."""
+        # In place on one float copy: this runs for every linear, beside a Hessian.
+        weight = self.codes.to(torch.float32)  # [out_features, in_features] fp32
+        columns = self.codes.shape[1]
+        groups = self.scale.shape[0]
+        size = -(-columns // groups)
+        if torch.equal(self.group_index.cpu(), torch.arange(columns, dtype=torch.int32) // size):
+            for group in range(groups):
+                part = weight[:, group * size : (group + 1) * size]
+                part.sub_(self.zero_point[group].unsqueeze(1)).mul_(self.scale[group].float().unsqueeze(1))
+        else:
+            index = self.group_index.long()
+            weight.sub_(self.zero_point[index].T).mul_(self.scale[index].T.float())
+        return weight.to(dtype)

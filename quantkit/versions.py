@@ -1,0 +1,16 @@
+"""Versions of what decides the bytes of an artifact."""
+
+import importlib.metadata
+import platform
+
+LIBRARIES = ("quantkit", "torch", "transformers", "numba", "numpy", "safetensors")
+
+
+def version() -> str:
+    """Quantkit's own version."""
+    return importlib.metadata.version("quantkit")
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries by name."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
