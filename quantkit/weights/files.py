@@ -1,0 +1,87 @@
+"""Small files out, each whole or not there, and what to say when a disk refuses."""
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+from quantkit.errors import DiskError
+from quantkit.units import format_bytes
+
+COPY_BYTES = 16 * 2**20
+_HINTS = {
+    errno.ENOSPC: "free some space or choose another output folder; the run continues from what is finished",
+    errno.EDQUOT: "your quota on this disk is used up; choose another output folder",
+    errno.EFBIG: "this file system holds no files of this size; choose smaller shards or another folder",
+    errno.EROFS: "this disk is read-only; choose another output folder",
+    errno.EACCES: "this user may not write there; choose another output folder",
+    errno.ENOENT: "the folder does not exist",
+}
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file: after a crash either the old bytes or all the new ones are there.
+
+    Raises:
+        DiskError: the disk refuses; the old file is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        _remove(partial)
+        disk_failure(error, path, len(data))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes with the same promise as `write_file`.
+
+    Raises:
+        DiskError: the source cannot be read or the target not written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        size = source.stat().st_size
+        old = source.open("rb")
+    except OSError as error:
+        raise DiskError(f"cannot read {source}: {error.strerror}") from error
+    try:
+        with old, partial.open("wb") as new:
+            shutil.copyfileobj(old, new, COPY_BYTES)
+            new.flush()
+            os.fsync(new.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        _remove(partial)
+        disk_failure(error, target, size)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in the folder survive a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_failure(error: OSError, path: Path, needed: int) -> NoReturn:
+    """Say in the user's words why the disk refused."""
+    message = f"cannot write {path}: {error.strerror}"
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        message += f" (needed {format_bytes(needed)}, free {format_bytes(free)})"
+    raise DiskError(message, _HINTS.get(error.errno or 0)) from error
+
+
+def _remove(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial.unlink()
