@@ -1,0 +1,43 @@
+"""Open a checkpoint by the name a user gives: a local folder, or a repository at a revision."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from quantkit.errors import NotFoundError
+from quantkit.hub import download, missing_bytes, needed_files, parse_reference, resolve, small_files
+from quantkit.weights.remote import RemoteHeaders
+from quantkit.weights.source import Checkpoint, open_folder, read_config
+
+
+def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
+    """The checkpoint that a reference names; a path that exists goes before a repository.
+
+    Args:
+        reference: a folder, `organisation/name` or `organisation/name@revision`.
+        headers_only: fetch no weights; where the cache does not hold them, the source has `infos`
+            (or for `.bin` files a `weight_map`) but cannot read.
+
+    Raises:
+        NotFoundError: no such folder or repository, or no access to it.
+        BadInputError: a file of the checkpoint breaks the rules.
+        NetworkError: the Hub was not reached.
+        DiskError: the disk is full or refuses to read.
+    """
+    folder = Path(reference).expanduser()
+    if folder.exists():
+        return open_folder(folder, reference)
+    repository = parse_reference(reference)
+    if repository is None:
+        raise NotFoundError(
+            f"no such folder: {reference}", "write a folder's path, or organisation/name@revision for the Hub"
+        )
+    snapshot = resolve(repository.repo_id, repository.revision)
+    files = needed_files(snapshot.files)
+    missing = missing_bytes(snapshot, files)
+    repo_id, commit = snapshot.repo_id, snapshot.commit
+    if headers_only and missing:
+        folder = download(snapshot, small_files(snapshot.files))
+        config, source = read_config(folder), RemoteHeaders(snapshot)
+        return Checkpoint(reference, folder, config, source, snapshot.files, repo_id, commit, missing)
+    opened = open_folder(download(snapshot, files), reference)
+    return replace(opened, files=snapshot.files, repo_id=repo_id, commit=commit)

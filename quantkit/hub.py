@@ -1,0 +1,177 @@
+"""The Hugging Face Hub: resolve a name to one commit, choose the files, download them."""
+
+import contextlib
+import fnmatch
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, try_to_load_from_cache
+
+from quantkit.errors import BadInputError, DiskError, NetworkError
+from quantkit.units import format_bytes
+from quantkit.weights.files import write_file
+from quantkit.weights.remote import RepoSnapshot, ask, client, weight_files
+
+_REFERENCE = re.compile(r"(?P<repo_id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+# What a quantized checkpoint is made from or must carry along, in lower case; never code.
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer*.txt",
+    "*.model",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template*.jinja",
+    "chat_template*.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "readme.md",
+    "*license*",
+    "*licence*",
+    "copying*",
+    "*notice*",
+    "*use_policy*",
+)
+_NEVER = (
+    "*.py",
+    "*.safetensors",
+    "*.bin",
+    "*.index.json",
+    "consolidated*",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+)
+
+
+@dataclass(frozen=True)
+class RepoReference:
+    """A repository as a user writes it: `organisation/name`, `organisation/name@revision`."""
+
+    repo_id: str
+    revision: str | None = None
+
+
+def parse_reference(text: str) -> RepoReference | None:
+    """The repository that a text names, or None where it has another form."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None or ".." in text or "--" in match["repo_id"]:
+        return None
+    return RepoReference(match["repo_id"], match["revision"])
+
+
+def resolve(repo_id: str, revision: str | None = None) -> RepoSnapshot:
+    """The commit that a revision means now, and its files: the one look-up of a run.
+
+    With HF_HUB_OFFLINE, the commit and the files that the cache holds.
+
+    Args:
+        repo_id: organisation/name.
+        revision: branch, tag, pull request or commit; None for the default branch.
+
+    Raises:
+        NotFoundError: no such repository or revision, or no access.
+        NetworkError: the Hub was not reached.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return _resolve_offline(repo_id, revision)
+    api = client()
+    info = ask(repo_id, lambda: api.model_info(repo_id, revision=revision, files_metadata=True), revision)
+    if not info.sha or not re.fullmatch(r"[0-9a-f]{40,64}", info.sha):
+        raise BadInputError(f"{repo_id}: found commit {info.sha!r} on the Hub, expected a hash")
+    files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    return RepoSnapshot(repo_id, revision, info.sha, files, bool(info.gated), bool(info.private))
+
+
+def small_files(names: Iterable[str]) -> list[str]:
+    """Configuration, tokenizer, chat template, licence and card of a repository, without weights."""
+    return sorted(name for name in names if _matches(name, _SMALL_FILES) and not _matches(name, _NEVER))
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """The files to download: the small ones, and the weights once.
+
+    Raises:
+        NotFoundError: the repository has no weights that can be read.
+    """
+    names = list(names)
+    return small_files(names) + weight_files(names)
+
+
+def missing_bytes(snapshot: RepoSnapshot, files: Iterable[str]) -> int:
+    """Bytes of those files that the cache does not hold yet."""
+    return sum(snapshot.files[name] for name in files if _cached(snapshot, name) is None)
+
+
+def download(snapshot: RepoSnapshot, files: Iterable[str]) -> Path:
+    """Download files of the snapshot into the client's cache; what is there is not fetched again.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        BadInputError: a file has another size than the Hub said.
+        NotFoundError: no access, or a file is missing.
+        NetworkError: the network failed after every retry.
+        DiskError: the disk is full or read-only.
+    """
+    files = list(files)
+    api, repo_id = client(), snapshot.repo_id
+    patterns = [glob.escape(name) for name in files]
+    folder = Path(
+        ask(repo_id, lambda: api.snapshot_download(repo_id, revision=snapshot.commit, allow_patterns=patterns))
+    )
+    for name in files:
+        if not (folder / name).is_file():
+            # The client returns an incomplete folder of its cache when it does not reach the Hub.
+            raise NetworkError(f"{repo_id}: {name} was not downloaded", "check the network and try again")
+        found = (folder / name).stat().st_size
+        if found != snapshot.files[name]:
+            expected = f"expected {format_bytes(snapshot.files[name])} ({snapshot.files[name]} bytes)"
+            hint = f"delete {folder / name} and what it links to, then download again"
+            raise BadInputError(f"{repo_id}: found {name} with {found} bytes, {expected}", hint)
+    _remember(snapshot, folder)
+    return folder
+
+
+def _remember(snapshot: RepoSnapshot, folder: Path) -> None:
+    """Note the branch's commit in the cache, where the client does, so that it can be opened offline."""
+    if snapshot.revision == snapshot.commit:
+        return
+    reference = folder.parent.parent / "refs" / (snapshot.revision or constants.DEFAULT_REVISION)
+    with contextlib.suppress(OSError, DiskError):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_file(reference, snapshot.commit.encode())
+
+
+def _resolve_offline(repo_id: str, revision: str | None) -> RepoSnapshot:
+    api = client()
+    folder = Path(
+        ask(
+            repo_id,
+            lambda: api.snapshot_download(
+                repo_id, revision=revision, allow_patterns=["config.json"], local_files_only=True
+            ),
+        )
+    )
+    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    return RepoSnapshot(repo_id, revision, folder.name, files)
+
+
+def _cached(snapshot: RepoSnapshot, name: str) -> str | None:
+    path = try_to_load_from_cache(snapshot.repo_id, name, revision=snapshot.commit)
+    return path if isinstance(path, str) else None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return "/" not in name and any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in patterns)

@@ -1,0 +1,226 @@
+"""The genuine huggingface_hub client against a server on this machine."""
+
+import errno
+import json
+
+import hub_server
+import pytest
+from hub_server import COMMIT, FILES, FIRST, INDEX, REPO, SECOND, SMALL, TENSORS, TOKEN, assert_reads
+from huggingface_hub import HfApi
+
+from quantkit.errors import BadInputError, DiskError, NetworkError, NotFoundError
+from quantkit.hub import download, missing_bytes, needed_files, resolve
+from quantkit.weights import remote
+from quantkit.weights.local import LocalSource
+from quantkit.weights.remote import RemoteHeaders, translate, weight_files
+
+server = hub_server.server
+
+
+def test_resolves_once_and_lists_files(server):
+    server.info = {"gated": "manual", "private": True}
+    snapshot = resolve(REPO, "main")
+    assert (snapshot.commit, snapshot.revision, snapshot.gated, snapshot.private) == (
+        COMMIT,
+        "main",
+        True,
+        True,
+    )
+    assert snapshot.files == {name: len(data) for name, data in FILES.items()}
+    assert len(server.requests) == 1
+
+
+def test_chooses_files():
+    assert needed_files(FILES) == [
+        *sorted(SMALL),
+        "model.safetensors.index.json",
+        FIRST,
+        SECOND,
+    ]
+    others = [
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "model.gguf",
+        "onnx/model.onnx",
+        "tokenization_x.py",
+        "training_args.bin",
+    ]
+    kept = ["config.json", "tokenizer.model", "merges.txt", "USE_POLICY.md", "Notice", "MODEL_LICENSE"]
+    assert needed_files([*others, *kept, "pytorch_model.bin"]) == [*sorted(kept), "pytorch_model.bin"]
+
+
+BIN_SHARD = "pytorch_model-00001-of-00001.bin"
+
+
+@pytest.mark.parametrize(
+    ("kept", "left_out"),
+    [
+        (["model.safetensors"], ["pytorch_model.bin", "consolidated.safetensors"]),
+        (["only.safetensors"], ["x/model.safetensors"]),
+        (["model.safetensors.index.json", "a.safetensors", "b.safetensors"], []),
+        (["model.safetensors.index.json", FIRST], ["model.fp16.safetensors"]),
+        (["pytorch_model.bin"], ["a.safetensors", "b.safetensors"]),
+        (["pytorch_model.bin.index.json", BIN_SHARD], ["training_args.bin"]),
+    ],
+)
+def test_weights_once(kept, left_out):
+    assert weight_files(left_out + kept) == kept
+
+
+@pytest.mark.parametrize("names", [[], ["a.safetensors", "b.safetensors"], ["x.gguf"], ["consolidated.safetensors"]])
+def test_no_weights(names):
+    with pytest.raises(NotFoundError, match="no weights"):
+        weight_files(names)
+
+
+def test_downloads_what_is_needed_and_once(server):
+    snapshot = resolve(REPO)
+    files = needed_files(snapshot.files)
+    assert missing_bytes(snapshot, files) == sum(len(FILES[name]) for name in files)
+    folder = download(snapshot, files)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    assert_reads(LocalSource(folder))
+    assert missing_bytes(snapshot, files) == 0
+    before = len(server.requests)
+    assert download(snapshot, files) == folder
+    assert len(server.requests) - before <= 1
+    assert all(COMMIT in path or path.startswith("/api/") for _, path, _ in server.requests)
+
+
+def test_headers_without_a_download(server):
+    source = RemoteHeaders(resolve(REPO))
+    assert {name: (info.file, info.dtype, info.shape) for name, info in source.infos.items()} == {
+        "a": (FIRST, "F32", (2, 3)),
+        "b": (SECOND, "F16", (4,)),
+        "c": (SECOND, "F32", (3,)),
+    }
+    assert source.infos["a"].offset == len(FILES[FIRST]) - 24
+    assert source.total_size == 44
+    assert source.weight_map == INDEX["weight_map"]
+    assert not any(name.endswith(".safetensors") and asked is None for _, name, asked in server.requests)
+    with pytest.raises(NotFoundError, match="not downloaded"):
+        source.read("a")
+
+
+def test_a_header_longer_than_the_first_range(server, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_BYTES", 20)
+    assert set(RemoteHeaders(resolve(REPO)).infos) == set(TENSORS)
+
+
+def test_bin_repositories_have_a_weight_map_only(server):
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    server.files = SMALL | {
+        "pytorch_model.bin.index.json": json.dumps(index).encode(),
+        "pytorch_model-00001-of-00001.bin": b"12345",
+    }
+    source = RemoteHeaders(resolve(REPO))
+    assert (source.infos, source.weight_map, source.total_size) == ({}, index["weight_map"], 5)
+    server.files = SMALL | {"pytorch_model.bin": b"123"}
+    source = RemoteHeaders(resolve(REPO))
+    assert (source.infos, source.weight_map, source.total_size) == ({}, {}, 3)
+
+
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        ({"weight_map": {"a": "../x"}}, BadInputError),
+        ({"weight_map": {"a": "x.safetensors"}}, NotFoundError),
+        ({"weight_map": {"b": FIRST}}, BadInputError),
+        ([], BadInputError),
+    ],
+)
+def test_hostile_index(server, index, error):
+    server.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    with pytest.raises(error, match=r"index\.json"):
+        RemoteHeaders(resolve(REPO))
+
+
+def test_hostile_header_and_ignored_range(server):
+    snapshot = resolve(REPO)
+    server.files[FIRST] = b"\xff" * len(FILES[FIRST])
+    with pytest.raises(BadInputError, match=FIRST):
+        RemoteHeaders(snapshot)
+    server.files[FIRST] = FILES[FIRST]
+    server.faults = [(FIRST, "whole")]
+    with pytest.raises(BadInputError, match="found the range None"):
+        RemoteHeaders(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "revision", "message", "hint"),
+    [
+        ("some/absent", None, "no repository some/absent", "check the name"),
+        ("some/gated", None, "some/gated is gated", "accept its terms"),
+        (REPO, "v9", "no revision 'v9'", "commits/main"),
+    ],
+)
+def test_what_is_missing_or_closed(server, repo_id, revision, message, hint):
+    with pytest.raises(NotFoundError, match=message) as caught:
+        resolve(repo_id, revision)
+    assert hint in caught.value.hint
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ((401, None), NotFoundError, "no repository|refuses access"),
+        ((403, None), NotFoundError, "refuses access .*403"),
+        ((400, None), NotFoundError, "HTTP 400"),
+        ((503, None), NetworkError, "HTTP 503"),
+        ((429, None), NetworkError, "HTTP 429"),
+        ("reset", NetworkError, "not reached"),
+    ],
+)
+def test_failures_of_the_server(server, fault, error, message):
+    server.faults = [("/api/models", fault)] * 3
+    with pytest.raises(error, match=message) as caught:
+        resolve(REPO)
+    assert TOKEN not in f"{caught.value} {caught.value.hint}"
+    assert len(server.requests) == (3 if error is NetworkError else 1)
+
+
+@pytest.mark.parametrize("fault", ["reset", (503, None)])
+def test_passing_failures_are_not_seen(server, fault):
+    server.faults = [(where, fault) for where in ("/api/models", FIRST, "config.json")]
+    snapshot = resolve(REPO)
+    assert_reads(LocalSource(download(snapshot, needed_files(snapshot.files))))
+    server.faults = [(FIRST, fault)]
+    assert set(RemoteHeaders(snapshot).infos) == set(TENSORS)
+    assert server.faults == []
+
+
+def test_no_server(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(NetworkError, match="not reached"):
+        resolve(REPO)
+
+
+def test_disk_errors(server, monkeypatch):
+    snapshot = resolve(REPO)
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/file")
+
+    monkeypatch.setattr(HfApi, "snapshot_download", fail)
+    with pytest.raises(DiskError, match=r"cannot write /cache/file: No space") as caught:
+        download(snapshot, ["config.json"])
+    assert "HF_HOME" in caught.value.hint
+
+
+def test_a_file_of_another_size(server):
+    snapshot = resolve(REPO)
+    folder = download(snapshot, ["config.json"])
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_bytes(b"{}")
+    with pytest.raises(BadInputError, match=r"config\.json with 2 bytes"):
+        download(snapshot, ["config.json"])
+
+
+def test_messages_hold_no_token_and_no_signature():
+    error = RuntimeError(f"GET https://cdn/x?Signature=abc&y=1 with {TOKEN}\nmore")
+    text = str(translate(error, REPO))
+    assert "abc" not in text
+    assert TOKEN not in text
+    assert "more" not in text
