@@ -1,0 +1,56 @@
+"""From a config.json to its family, or to a sentence that says why there is none."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.errors import BadInputError
+from quantkit.families import FAMILIES
+from quantkit.families.family import Family
+
+BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+# Keys by which configurations of mixture-of-experts models name the number of experts.
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint.
+
+    Args:
+        config: config.json as data; `auto_map` is not looked at.
+
+    Raises:
+        BadInputError: no architecture is named, it is not in the table, it has experts, or the
+            checkpoint is quantized already.
+    """
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise BadInputError(
+            "config.json names no architecture",
+            'it needs a line such as "architectures": ["LlamaForCausalLM"]',
+        )
+    name = architectures[0]
+    family = BY_ARCHITECTURE.get(name)
+    if family is None:
+        experts = next((key for key in EXPERT_KEYS if config.get(key)), None)
+        if experts:
+            raise BadInputError(f"{name} is a mixture of experts ({experts}: {config[experts]}); not supported yet")
+        near = difflib.get_close_matches(name, BY_ARCHITECTURE, n=1, cutoff=0.8)
+        guess = f"; the nearest is {near[0]}" if near else ""
+        raise BadInputError(
+            f"architecture {name} is not one quantkit knows{guess}",
+            "known: " + ", ".join(sorted(BY_ARCHITECTURE)),
+        )
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise BadInputError(
+            f"this checkpoint is already quantized ({method})",
+            "start from the 16-bit checkpoint it was made from",
+        )
+    return family
+
+
+def artifact_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the artifact, before its quantization_config: the source's, remapped."""
+    kept = {key: value for key, value in config.items() if key not in family.config_drop}
+    return kept | dict(family.config_set)

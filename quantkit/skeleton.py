@@ -1,0 +1,224 @@
+"""The empty transformers model: record how it calls its layers, then fill, run and empty one at a time.
+
+Parameters live on the meta device, buffers are real. transformers' own forward is run once with
+recorders in place of the decoder layers, which teaches every layer's arguments (mask, rotary tables,
+positions, sliding window); no family needs forward code of its own and no remote code is ever run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from quantkit.errors import BadInputError
+from quantkit.families.family import Family
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How transformers called one decoder layer, without the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Skeleton:
+    """A model of which at most one decoder layer has weights.
+
+    Args:
+        family: names of the layers, the embedding and the head.
+        config: config.json as data.
+        dtype: what weights and activations are computed in.
+        device: where a filled layer lives.
+
+    Raises:
+        BadInputError: transformers refuses the configuration.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        config: Mapping[str, Any],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.family, self.dtype, self.device = family, dtype, torch.device(device)
+        model_class = getattr(transformers, family.model_class)
+        try:
+            self.config = model_class.config_class.from_dict(dict(config))
+            with parameters_on_meta():
+                self.model = model_class._from_config(self.config, dtype=dtype, attn_implementation="sdpa")
+        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+            raise BadInputError(f"transformers {transformers.__version__} refuses this config.json: {error}") from error
+        self.model.tie_weights()
+        self.model.eval().requires_grad_(False)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+        self.layers: nn.ModuleList = self.model.get_submodule(family.layers)
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter that a checkpoint must hold (tied ones once)."""
+        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        head = self.model.get_output_embeddings()
+        return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """[out_features, in_features] of every linear of every decoder layer, by full name."""
+        shapes = {}
+        for index, layer in enumerate(self.layers):
+            for name, module in layer.named_modules():
+                if isinstance(module, nn.Linear):
+                    full = f"{self.family.layers}.{index}.{name}"
+                    shapes[full] = (module.out_features, module.in_features)
+        return shapes
+
+    def outer_names(self) -> list[str]:
+        """Parameters outside of the decoder layers and the head: embedding, norms."""
+        inner, head = self.family.layers + ".", self.family.head + "."
+        return [name for name in self.tensors() if not name.startswith((inner, head))]
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give parameters, named as in the checkpoint, their values in the compute dtype."""
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            value = tensor.to(device=self.device, dtype=self.dtype)
+            self.model.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+    def empty(self, names: list[str]) -> None:
+        """Send parameters back to the meta device."""
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            module = self.model.get_submodule(path)
+            module._parameters[leaf] = nn.Parameter(module._parameters[leaf].to("meta"), requires_grad=False)
+
+    def layer_names(self, index: int) -> list[str]:
+        """Full names of one decoder layer's parameters."""
+        prefix = f"{self.family.layers}.{index}."
+        return [prefix + name for name, _ in self.layers[index].named_parameters()]
+
+    @torch.no_grad()
+    def embed(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
+        """Run transformers' forward with recorders for layers; the outer parameters must be filled.
+
+        Args:
+            token_ids: [samples, sequence] int64, unpadded.
+
+        Returns:
+            Hidden states before the first layer [samples, sequence, hidden] on the CPU in the
+            compute dtype, and each layer's call, recorded on one sample: it holds for every batch.
+        """
+        hidden = torch.empty(0)
+        recorders = [_Recorder(layer) for layer in self.layers]
+        with self._replaced_layers(recorders):
+            for row, ids in enumerate(token_ids):
+                self.model.base_model(input_ids=ids.unsqueeze(0).to(self.device), use_cache=False)
+                first = recorders[0].hidden
+                if row == 0:
+                    hidden = torch.empty(len(token_ids), *first.shape[1:], dtype=self.dtype)
+                hidden[row] = first[0]
+        calls = [LayerCall(recorder.args, recorder.kwargs) for recorder in recorders]
+        return hidden, calls
+
+    @torch.no_grad()
+    def run_layer(self, index: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+        """One filled decoder layer on hidden states [batch, sequence, hidden]."""
+        output = self.layers[index](hidden, *call.args, **call.kwargs)
+        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    @torch.no_grad()
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Transformers' own end of the forward (norm, head, soft-capping) on hidden states.
+
+        The outer parameters and the head must be filled. The decoder layers are passed through.
+
+        Args:
+            hidden: [batch, sequence, hidden] after the last layer.
+
+        Returns:
+            Logits [batch, sequence, vocabulary].
+        """
+        passes = [_Recorder(layer) for layer in self.layers]
+        passes[0].replacement = hidden.to(self.device)
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        with self._replaced_layers(passes):
+            logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def _replaced_layers(self, replacements: list["_Recorder"]) -> Iterator[None]:
+        real = list(self.layers)
+        try:
+            for index, replacement in enumerate(replacements):
+                self.layers[index] = replacement
+            yield
+        finally:
+            for index, layer in enumerate(real):
+                self.layers[index] = layer
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: notes its arguments and hands the hidden states on."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # not a submodule
+        self.hidden: torch.Tensor = torch.empty(0)
+        self.replacement: torch.Tensor | None = None
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  transformers reads e.g. attention_type
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        self.hidden, self.args, self.kwargs = hidden_states, args, kwargs
+        return hidden_states if self.replacement is None else self.replacement
+
+
+class InputReached(Exception):
+    """Ends a forward at the input that was waited for: the rest of the layer is not needed."""
+
+
+@contextmanager
+def stop_at(module: nn.Module, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Hand the module's input to `receive` and raise InputReached instead of computing on."""
+
+    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        receive(inputs[0])
+        raise InputReached
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within the block every parameter that a module registers is moved to the meta device at once."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
