@@ -1,0 +1,237 @@
+"""Calibration text to token ids: shipped sets, files, Hub data sets, and mixes of them."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantkit.errors import BadInputError, NetworkError, UsageError
+from quantkit.recipe import Calibration, data_folder
+
+# Hub sets are streamed; this bounds what a set of very short documents can cost.
+MAX_HUB_DOCUMENTS = 20_000
+Tokenizer = Any  # transformers' tokenizer
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Where one set's documents come from, before any is read."""
+
+    name: str
+    weight: float
+    licence: str
+    documents: Callable[[], Iterable[Any]]  # str, or a list of chat messages
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """The packed calibration set."""
+
+    ids: torch.Tensor  # [samples, sequence] int64
+    sha256: str  # over the ids as little-endian int64
+    sets: tuple[tuple[str, int], ...]  # name, tokens used
+    asked_samples: int
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer through transformers, without remote code.
+
+    Raises:
+        BadInputError: there is none, or it does not load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInputError(
+            f"the tokenizer of {folder.name} does not load: {first}",
+            "calibration needs tokenizer.json or tokenizer.model; --method rtn needs no calibration",
+        ) from error
+
+
+def text_sets(calibration: Calibration) -> list[TextSet]:
+    """Resolve every name of `calibration.text`, reading nothing but the index of shipped sets.
+
+    Raises:
+        UsageError: a name that is no set, mix, file or Hub data set, or a weight that is no number.
+    """
+    index = json.loads((data_folder("calibration") / "index.json").read_text("utf-8"))
+    shipped = {row["name"]: row for row in index["sets"]}
+    found: list[TextSet] = []
+    for text in calibration.text:
+        name, weight = _split_weight(text)
+        if name in index["mixes"]:
+            mix = index["mixes"][name]
+            found += [_shipped_set(shipped[part], weight * share) for part, share in mix.items()]
+        elif name in shipped:
+            found.append(_shipped_set(shipped[name], weight))
+        elif Path(name).is_file():
+            found.append(_file_set(Path(name), weight))
+        elif name in index["hub"]:
+            found.append(_hub_set(name, index["hub"][name], weight))
+        else:
+            known = [*index["mixes"], *shipped, *index["hub"]]
+            raise UsageError(
+                f"no calibration text {name!r}", f"name a text or JSONL file, or one of: {', '.join(known)}"
+            )
+    return found
+
+
+def build_tokens(
+    calibration: Calibration, tokenizer: Tokenizer, vocabulary: int, longest: int | None = None
+) -> CalibrationTokens:
+    """Read, tokenize and pack the text into samples of one length.
+
+    Documents of a set are shuffled with the seed, tokenized each by itself with the special tokens
+    that the tokenizer adds, and joined; windows that straddle documents are kept, as in training.
+    A set gives its share of the samples, or as many as it has.
+
+    Args:
+        calibration: what to read and how much.
+        tokenizer: the checkpoint's.
+        vocabulary: rows of the embedding; no id may reach it.
+        longest: the model's context, where the configuration states one.
+
+    Raises:
+        BadInputError: less text than one sample, or an id past the embedding.
+    """
+    length = min(calibration.sequence_length, longest or calibration.sequence_length)
+    sets = text_sets(calibration)
+    total_weight = sum(text_set.weight for text_set in sets)
+    rows: list[list[int]] = []
+    used: list[tuple[str, int]] = []
+    leftover: list[int] = []
+    for text_set in sets:
+        wanted = calibration.samples * text_set.weight / total_weight * length
+        ids = _set_tokens(text_set, tokenizer, calibration.seed, wanted)
+        whole = min(len(ids) // length, max(0, round(wanted / length)))
+        rows += [ids[i * length : (i + 1) * length] for i in range(whole)]
+        rest = ids[whole * length :]
+        leftover += rest[: max(0, int(wanted) - whole * length)]
+        used.append((text_set.name, min(len(ids), max(int(wanted), whole * length))))
+    # What no set could fill alone: samples across the seams of sets.
+    extra = [leftover[i : i + length] for i in range(0, len(leftover) - length + 1, length)]
+    rows = (rows + extra)[: calibration.samples]
+    if not rows:
+        have = sum(count for _, count in used)
+        raise BadInputError(
+            f"the calibration text has {have} tokens, less than one sample of {length}",
+            "give more text or a smaller --sequence-length",
+        )
+    random.Random(calibration.seed).shuffle(rows)
+    ids_tensor = torch.tensor(rows, dtype=torch.int64)
+    if int(ids_tensor.max()) >= vocabulary:
+        raise BadInputError(
+            f"the tokenizer gives id {int(ids_tensor.max())}, the embedding has {vocabulary} rows",
+            "tokenizer and weights are not of the same checkpoint",
+        )
+    digest = hashlib.sha256(ids_tensor.numpy().astype("<i8").tobytes()).hexdigest()
+    return CalibrationTokens(ids_tensor, digest, tuple(used), calibration.samples)
+
+
+def _set_tokens(text_set: TextSet, tokenizer: Tokenizer, seed: int, wanted: float) -> list[int]:
+    documents = text_set.documents()
+    if isinstance(documents, list):
+        documents = list(documents)
+        random.Random(seed).shuffle(documents)
+    ids: list[int] = []
+    for document in documents:
+        text = document if isinstance(document, str) else render_chat(document, tokenizer)
+        ids += tokenizer(text, add_special_tokens=isinstance(document, str))["input_ids"]
+        if tokenizer.eos_token_id is not None and isinstance(document, str):
+            ids.append(tokenizer.eos_token_id)
+        if len(ids) >= wanted:
+            break
+    return ids
+
+
+def render_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
+    """A chat as text: through the checkpoint's template, or as `role: content` where it has none."""
+    if getattr(tokenizer, "chat_template", None):
+        from jinja2 import TemplateError
+
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError:  # a template without a system role: the text without it
+            return str(tokenizer.apply_chat_template([m for m in messages if m["role"] != "system"], tokenize=False))
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _split_weight(text: str) -> tuple[str, float]:
+    name, colon, weight = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return text, 1.0
+    if value <= 0:
+        raise UsageError(f"the weight of {name!r} is {weight}, expected more than 0")
+    return name, value
+
+
+def _shipped_set(row: dict[str, Any], weight: float) -> TextSet:
+    path = data_folder("calibration") / row["file"]
+
+    def documents() -> list[Any]:
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != row["sha256"]:
+            raise BadInputError(f"{path.name} is not the file that index.json describes", "install quantkit again")
+        return _parse_jsonl(raw.decode("utf-8"), path.name)
+
+    return TextSet(row["name"], weight, row["licence"], documents)
+
+
+def _file_set(path: Path, weight: float) -> TextSet:
+    def documents() -> list[Any]:
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInputError(f"{path.name} is not UTF-8 text (byte {error.start})") from error
+        return _parse_jsonl(text, path.name) if path.suffix in (".jsonl", ".json") else [text]
+
+    return TextSet(path.name, weight, "unknown", documents)
+
+
+def _parse_jsonl(text: str, name: str) -> list[Any]:
+    documents: list[Any] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInputError(f"{name} line {number} is not JSON: {error.msg}") from error
+        document = row.get("text", row.get("messages")) if isinstance(row, dict) else None
+        if not isinstance(document, str | list):
+            raise BadInputError(f"{name} line {number} has neither text nor messages")
+        documents.append(document)
+    return documents
+
+
+def _hub_set(name: str, row: dict[str, Any], weight: float) -> TextSet:
+    def documents() -> Iterator[Any]:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise UsageError(
+                f"the Hub set {name} needs the datasets library", "pip install 'quantkit[datasets]'"
+            ) from error
+        try:
+            stream = load_dataset(row["repo"], row.get("config"), split=row["split"], streaming=True)
+            for number, document in enumerate(stream):
+                if number >= MAX_HUB_DOCUMENTS:
+                    return
+                yield document[row["column"]]
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise NetworkError(f"the Hub set {row['repo']} cannot be read: {first}") from error
+
+    return TextSet(name, weight, row["licence"], documents)
