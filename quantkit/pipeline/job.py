@@ -1,0 +1,262 @@
+"""A job prepared: everything that can be known, and refused, before a weight is read."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from quantkit.calibration import text_sets
+from quantkit.checkpoint import open_checkpoint
+from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
+from quantkit.errors import BadInputError, DiskError, OutOfMemoryError
+from quantkit.families.family import Family
+from quantkit.families.lookup import family_of
+from quantkit.formats.runtimes import Layout, check_targets, runtime_table
+from quantkit.plan.budget import Budget, Machine, estimate
+from quantkit.plan.rows import Plan, Row, layer_of, make_plan
+from quantkit.plan.runtime import machine_table
+from quantkit.recipe import Recipe
+from quantkit.skeleton import Skeleton
+from quantkit.tensors import DTYPE_NAMES, Grid, TensorInfo
+from quantkit.units import format_bytes, format_gib
+from quantkit.weights.source import Checkpoint
+
+METHOD_LABELS = {"gptq": "GPTQ", "rtn": "RTN"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `prepare` found; `run` executes it."""
+
+    checkpoint: Checkpoint
+    family: Family
+    recipe: Recipe
+    plan: Plan
+    budget: Budget
+    device: Device
+    output: Path
+
+    @property
+    def layout(self) -> Layout:
+        """What runtimes look at."""
+        return layout_of(self.recipe, self.plan.grids())
+
+    def as_dict(self, context: int) -> dict[str, Any]:
+        """The plan for --json; `context` is the KV cache's, in tokens."""
+        return {
+            "schema_version": 1,
+            "source": {"reference": self.checkpoint.reference, "commit": self.checkpoint.commit},
+            "architecture": self.checkpoint.config["architectures"][0],
+            "family": self.family.name,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "output": str(self.output),
+            "device": self.device.label,
+            "bits_per_weight": round(self.plan.bits_per_weight, 4),
+            "source_bytes": self.plan.source_bytes,
+            "artifact_bytes": self.plan.artifact_bytes,
+            "shards": {name: sum(info.nbytes for info in infos) for name, infos in self.plan.shards.items()},
+            "budget": self.budget.as_dict(),
+            "context": context,
+            "machines": machine_table(self.checkpoint.config, self.plan.artifact_bytes, context),
+            "runtimes": [
+                {
+                    "runtime": row.runtime.name,
+                    "loads": row.loads,
+                    "tried": row.runtime.tried,
+                    "reason": row.reason,
+                }
+                for row in runtime_table(self.layout)
+            ],
+            "notes": list(self.plan.notes),
+            "rows": [_row_dict(row) for row in self.plan.rows],
+        }
+
+
+def prepare(
+    reference: str,
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    device: str = "auto",
+    strict: bool = False,
+) -> Job:
+    """Plan a job from headers and configuration alone.
+
+    Args:
+        reference: a folder, or `org/name[@revision]`; a repo is not downloaded.
+        recipe: what to make.
+        output: the artifact's folder; by default named after the source and the method.
+        device: `auto`, `cpu`, `cuda[:n]` or `mps`.
+        strict: refuse linears that cannot be packed instead of leaving them in 16 bits.
+
+    Raises:
+        QuantkitError: whatever makes the job impossible, in one sentence.
+    """
+    check_targets(recipe.targets, layout_of(recipe, {}))
+    if recipe.method == "gptq":
+        text_sets(recipe.calibration)
+    chosen = choose_device(device)
+    checkpoint = open_checkpoint(reference, headers_only=True)
+    family = family_of(checkpoint.config)
+    skeleton = Skeleton(family, checkpoint.config, chosen.dtype)
+    infos = checkpoint.source.infos or _infos_from(skeleton, checkpoint)
+    check_tensors(family, skeleton, infos)
+    plan = make_plan(family, recipe, infos, strict=strict)
+    check_targets(recipe.targets, layout_of(recipe, plan.grids()))
+    budget = estimate(
+        plan,
+        recipe,
+        checkpoint.config,
+        Machine(
+            compute_bytes=chosen.dtype.itemsize,
+            on_host=chosen.device.type == "cpu",
+            base_bytes=resident_bytes(),
+            product_rate=measure_rate(chosen.device, chosen.dtype),
+            exact_rate=measure_rate(chosen.device, torch.float32),
+        ),
+        recipe.calibration.samples,
+        sample_length(recipe, checkpoint.config),
+        checkpoint.download_bytes,
+    )
+    where = output or Path(default_name(checkpoint, recipe))
+    return Job(checkpoint, family, recipe, plan, budget, chosen, where)
+
+
+def default_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """`XVERSE-13B-Chat-GPTQ-Int4`, the name that users of the Hub know."""
+    name = (checkpoint.repo_id or str(Path(checkpoint.reference).resolve())).rpartition("/")[2]
+    return f"{name}-{METHOD_LABELS[recipe.method]}-Int{recipe.bits}"
+
+
+def sample_length(recipe: Recipe, config: Mapping[str, Any]) -> int:
+    """Tokens of a calibration sample: as asked, at most the model's context."""
+    longest = config.get("max_position_embeddings")
+    asked = recipe.calibration.sequence_length
+    return min(asked, longest) if isinstance(longest, int) and longest > 0 else asked
+
+
+def layout_of(recipe: Recipe, grids: Mapping[str, Grid | None]) -> Layout:
+    """The artifact as runtimes see it; without grids, what the recipe alone says."""
+    used = {grid for grid in grids.values() if grid is not None} or {recipe.grid}
+    return Layout(
+        grids=frozenset(used),
+        desc_act=recipe.act_order == "full" and recipe.method == "gptq",
+        skipped=None in grids.values(),
+    )
+
+
+def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, TensorInfo]) -> None:
+    """Compare the checkpoint's tensors with those that the configuration asks for.
+
+    Raises:
+        BadInputError: one is missing, too many, of another shape, or not of a float dtype.
+    """
+    expected = skeleton.tensors()
+    surplus_ok = {family.head + ".weight"}  # tied checkpoints may carry the head nevertheless
+    for name, shape in expected.items():
+        if name not in infos:
+            raise BadInputError(f"tensor {name} {list(shape)} is missing from the checkpoint")
+        found = infos[name]
+        if found.shape != shape:
+            raise BadInputError(
+                f"tensor {name} in {found.file} is {list(found.shape)}, config.json asks for {list(shape)}"
+            )
+        if found.dtype not in ("F64", "F32", "F16", "BF16"):
+            raise BadInputError(f"tensor {name} in {found.file} is {found.dtype}, expected F32, F16 or BF16")
+    for name in sorted(infos.keys() - expected.keys() - surplus_ok):
+        if not any(Path(name).match(pattern) for pattern in family.dropped):
+            where = f" of {len(skeleton.layers)}" if layer_of(family, name) is not None else ""
+            raise BadInputError(
+                f"tensor {name} has no place in a {family.name} model{where}: surplus in {infos[name].file}"
+            )
+
+
+def preflight(job: Job) -> None:
+    """Refuse a job for which disk or memory will not do, with the numbers.
+
+    Raises:
+        DiskError: less free disk than the artifact and the download take.
+        OutOfMemoryError: less available memory than the predicted peak.
+    """
+    parent = next(path for path in (job.output.absolute(), *job.output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(parent).free
+    written = sum(path.stat().st_size for path in job.output.glob("*") if path.is_file()) if job.output.exists() else 0
+    needed = job.budget.disk_bytes - written
+    if needed > free:
+        raise DiskError(
+            f"the run needs {format_bytes(needed)} of disk, {parent} has {format_bytes(free)} free",
+            f"{format_bytes(job.plan.artifact_bytes)} is the artifact, {format_bytes(job.budget.download_bytes)} "
+            "the download; choose another --out, or fewer --bits",
+        )
+    available = psutil.virtual_memory().available + resident_bytes()
+    if job.budget.host_bytes > available:
+        raise OutOfMemoryError(
+            f"the run needs {format_gib(job.budget.host_bytes)} of memory, {format_gib(available)} is available",
+            f"{format_gib(job.budget.activation_bytes)} of it holds calibration activations: "
+            "lower --samples or --sequence-length",
+        )
+    if job.budget.device_bytes:
+        free_device, _ = torch.cuda.mem_get_info(job.device.device)
+        if job.budget.device_bytes > free_device:
+            raise OutOfMemoryError(
+                f"the run needs {format_gib(job.budget.device_bytes)} of GPU memory, {format_gib(free_device)} is free",
+                "use --device cpu",
+            )
+
+
+def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Every input that decides the bytes of the artifact, by a name that a person understands."""
+    recipe = {
+        f"recipe.{key}": value
+        for key, value in job.recipe.model_dump(mode="json").items()
+        if key not in ("targets", "calibration")
+    }
+    return {
+        "source": job.checkpoint.commit or file_hashes(job),
+        **recipe,
+        "calibration_sha256": calibration_sha256,
+        "compute": f"{job.device.device.type} {DTYPE_NAMES[job.device.dtype]}",
+        **{f"version.{name}": text for name, text in versions.items()},
+    }
+
+
+def file_hashes(job: Job) -> dict[str, str]:
+    """sha256 of config.json and of every weight file, by name."""
+    names = {"config.json"} | {row.source.file for row in job.plan.rows}
+    hashes = {}
+    for name in sorted(names):
+        with (job.checkpoint.folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _infos_from(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """For a repo of `.bin` files not yet downloaded: shapes from the configuration, dtype as it states."""
+    stated = str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype") or "float32")
+    dtype = {"bfloat16": "BF16", "float16": "F16"}.get(stated, "F32")
+    files: Mapping[str, str] = getattr(checkpoint.source, "weight_map", {})
+    return {
+        name: TensorInfo(name, dtype, shape, files.get(name, "pytorch_model.bin"))
+        for name, shape in skeleton.tensors().items()
+        if not files or name in files
+    }
+
+
+def _row_dict(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "layer": row.layer,
+        "action": row.action,
+        "dtype": row.source.dtype,
+        "shape": list(row.source.shape),
+        "source_bytes": row.source.nbytes,
+        "bits": row.grid.bits if row.grid else None,
+        "group_size": row.grid.group_size if row.grid else None,
+        "bytes": sum(info.nbytes for info in row.outputs),
+        "shard": row.outputs[0].file if row.outputs else None,
+    }

@@ -1,0 +1,161 @@
+"""One decoder layer quantized: its Hessians gathered stage by stage, its weights replaced as they are done."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from quantkit.errors import BadInputError, OutOfMemoryError
+from quantkit.methods import gptq, rtn
+from quantkit.methods.hessian import HessianSum
+from quantkit.plan.budget import BATCH_TOKENS
+from quantkit.plan.rows import Stage
+from quantkit.skeleton import InputReached, LayerCall, Skeleton, stop_at
+from quantkit.tensors import QuantizedWeight, TensorSource
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A finished linear and its line in layers.jsonl."""
+
+    name: str
+    weight: QuantizedWeight
+    record: dict[str, Any]
+
+
+def read_layer(source: TensorSource, names: list[str]) -> dict[str, torch.Tensor]:
+    """A layer's tensors as stored.
+
+    Raises:
+        BadInputError: a value that is not finite.
+    """
+    tensors = {}
+    for name in names:
+        tensor = source.read(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            if wrong:
+                raise BadInputError(f"tensor {name} has {wrong} values that are NaN or infinite")
+        tensors[name] = tensor
+    return tensors
+
+
+def quantize_with_data(
+    skeleton: Skeleton,
+    stages: tuple[Stage, ...],
+    tensors: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+    call: LayerCall,
+    settings: gptq.Settings,
+) -> Iterator[QuantizedLinear]:
+    """GPTQ in true-sequential order: each stage sees the stages before it already quantized.
+
+    The layer's parameters must be filled; on return the quantized linears hold their dequantized
+    weights. `tensors` gives each stage's weights in the precision of the source and loses them as
+    they are used.
+    """
+    for stage in stages:
+        if stage.grid is None:
+            continue
+        started = time.perf_counter()
+        hessian = collect_hessian(skeleton, stage, hidden, call)
+        rows = [tensors.pop(name + ".weight") for name in stage.linears]
+        weight = torch.cat(rows).to(skeleton.device) if len(rows) > 1 else rows[0].to(skeleton.device)
+        del rows
+        try:
+            outcome = gptq.quantize(weight, hessian, stage.grid, settings)
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"the GPU ran out of memory in {stage.linears[0]}",
+                "finished layers are kept; use --device cpu",
+            ) from error
+        del weight, hessian
+        seconds = time.perf_counter() - started
+        yield from _fill_and_split(skeleton, stage, outcome, seconds)
+
+
+def collect_hessian(skeleton: Skeleton, stage: Stage, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+    """H of a stage over all samples, running the layer only as far as the stage's input.
+
+    Args:
+        skeleton: the layer's parameters filled.
+        stage: its first linear is where the forward stops.
+        hidden: [samples, sequence, hidden] before the layer.
+        call: the layer's arguments.
+
+    Returns:
+        [in_features, in_features] fp32.
+    """
+    gathered = HessianSum(stage.in_features, skeleton.device)
+    with stop_at(skeleton.model.get_submodule(stage.linears[0]), gathered.add):
+        for part in batches(hidden):
+            try:
+                skeleton.run_layer(stage.layer, part.to(skeleton.device), call)
+            except InputReached:
+                continue
+    return gathered.finish()
+
+
+def advance(skeleton: Skeleton, layer: int, hidden: torch.Tensor, call: LayerCall) -> None:
+    """Replace the hidden states before a layer by those after it, a batch at a time."""
+    for part in batches(hidden):
+        part.copy_(skeleton.run_layer(layer, part.to(skeleton.device), call))
+
+
+def batches(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of a few samples each: about BATCH_TOKENS tokens."""
+    return torch.split(hidden, max(1, BATCH_TOKENS // hidden.shape[1]))
+
+
+def quantize_without_data(
+    stages: tuple[Stage, ...], tensors: dict[str, torch.Tensor], scales: str, device: torch.device
+) -> Iterator[QuantizedLinear]:
+    """Round to nearest: no activations, a linear at a time."""
+    for stage in stages:
+        for name in stage.linears:
+            if stage.grid is None:
+                continue
+            started = time.perf_counter()
+            weight = tensors.pop(name + ".weight").to(device).float()
+            quantized = rtn.quantize(weight, stage.grid, scales)  # type: ignore[arg-type]
+            loss = float((weight - quantized.dequantize()).square().sum(dtype=torch.float64))
+            norm = float(weight.square().sum(dtype=torch.float64))
+            seconds = time.perf_counter() - started
+            yield QuantizedLinear(name, quantized, _record(name, stage, "rtn", loss, norm, seconds))
+
+
+def _fill_and_split(
+    skeleton: Skeleton, stage: Stage, outcome: gptq.Outcome, seconds: float
+) -> Iterator[QuantizedLinear]:
+    first = 0
+    for name, size in zip(stage.linears, stage.out_features, strict=True):
+        rows = slice(first, first + size)
+        whole = outcome.weight
+        part = replace(
+            whole,
+            codes=whole.codes[rows],
+            scale=whole.scale[:, rows].contiguous(),
+            zero_point=whole.zero_point[:, rows].contiguous(),
+        )
+        skeleton.fill({name + ".weight": part.dequantize(skeleton.dtype)})
+        loss, norm = float(outcome.row_loss[rows].sum()), float(outcome.row_energy[rows].sum())
+        share = seconds * size / sum(stage.out_features)
+        record = _record(name, stage, outcome.method, loss, norm, share)
+        record |= {"damp_percent": outcome.damp_percent, "damping_raised": outcome.escalations}
+        yield QuantizedLinear(name, part, record)
+        first += size
+
+
+def _record(name: str, stage: Stage, method: str, loss: float, norm: float, seconds: float) -> dict[str, Any]:
+    assert stage.grid is not None
+    return {
+        "name": name,
+        "bits": stage.grid.bits,
+        "group_size": stage.grid.group_size,
+        "method": method,
+        "loss": loss,
+        "relative_error": loss / norm if norm > 0 else 0.0,
+        "seconds": round(seconds, 3),
+    }

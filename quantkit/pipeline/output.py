@@ -1,0 +1,179 @@
+"""The artifact's folder: shards filled linear by linear and read back, small files last."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from quantkit.errors import BadInputError, QuantkitError
+from quantkit.formats import gptq as gptq_format
+from quantkit.plan.rows import Plan, Row
+from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
+from quantkit.weights.files import copy_file, write_file
+from quantkit.weights.local import read_range
+from quantkit.weights.shards import ShardWriter, index_json, is_finished
+from quantkit.weights.source import Checkpoint
+
+# Weights in other forms, code, and what the artifact has of its own.
+NOT_COPIED_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".py", ".index.json", ".ot",
+)  # fmt: skip
+NOT_COPIED = (
+    "config.json",
+    "quantize_config.json",
+    "run.json",
+    "layers.jsonl",
+    "README.md",
+    ".gitattributes",
+)
+SINGLE_FILE = "model.safetensors"
+
+
+class ArtifactWriter:
+    """Puts each tensor of the plan at its place and compares what the disk holds.
+
+    Args:
+        plan: rows and shards.
+        folder: the output folder.
+        finished_layers: layers that an earlier run has completed, from layers.jsonl.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, finished_layers: int) -> None:
+        self._folder, self._plan = folder, plan
+        self._rows = {row.name: row for row in plan.rows}
+        self._done = {
+            info.name: info
+            for row in plan.rows
+            if row.layer is not None and row.layer < finished_layers
+            for info in row.outputs
+        }
+        self._writers: dict[str, ShardWriter] = {}
+        self._whole = {name for name, infos in plan.shards.items() if is_finished(folder, name, infos)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def copy_outer(self, source: TensorSource) -> None:
+        """Write what lies outside of the layers: embedding, norm, head."""
+        for row in self._plan.rows:
+            if row.layer is None and row.action == "keep" and row.outputs[0].file not in self._whole:
+                self.write_kept(row.name, source.read(row.name))
+        self._sync()
+
+    def write_kept(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a tensor that stays as it is, in the artifact's dtype; nothing for a quantized one.
+
+        Raises:
+            BadInputError: a value that the artifact's dtype cannot hold.
+        """
+        row = self._rows[name]
+        if row.action != "keep":
+            return
+        info = row.outputs[0]
+        cast = tensor.to(DTYPES[info.dtype])
+        if cast.is_floating_point() and cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
+            raise BadInputError(f"tensor {name} has values that are not finite in {info.dtype}", "use --dtype bfloat16")
+        self._put(info, cast)
+
+    def write_linear(self, name: str, weight: QuantizedWeight) -> None:
+        """Pack a linear, write it, read it back and compare it with the codes that were computed.
+
+        Raises:
+            QuantkitError: the disk gives back something else.
+        """
+        row = self._rows[name + ".weight"]
+        stored_as = gptq_format.checkpoint_format(weight.grid)
+        packed = gptq_format.encode(weight, stored_as)
+        for suffix, tensor in packed.items():
+            self._put(_output(row, f"{name}.{suffix}"), tensor)
+        read = {suffix: self._read(_output(row, f"{name}.{suffix}")) for suffix in packed}
+        try:
+            gptq_format.verify(weight, read, stored_as)
+        except QuantkitError as error:
+            raise QuantkitError(f"{name} reads back differently: {error}", "check the disk") from error
+
+    def read_linear(self, name: str) -> QuantizedWeight:
+        """A finished linear from the artifact's bytes."""
+        row = self._rows[name + ".weight"]
+        assert row.grid is not None
+        read = {info.name.rpartition(".")[2]: self._read(info) for info in row.outputs}
+        stored_as = gptq_format.checkpoint_format(row.grid)
+        return gptq_format.decode(**read, bits=row.grid.bits, checkpoint_format=stored_as)
+
+    def sync(self, layer: int) -> None:
+        """Return when a layer is on the disk; shards that are complete get their final names."""
+        self._done |= {info.name: info for row in self._plan.rows if row.layer == layer for info in row.outputs}
+        self._sync()
+
+    def finish_shards(self) -> None:
+        """Give every complete shard its final name."""
+        for name in self._plan.shards:
+            if name not in self._whole:
+                self._writer(name).finish()
+                self._writers.pop(name).close()
+                self._whole.add(name)
+
+    def _put(self, info: TensorInfo, tensor: torch.Tensor) -> None:
+        self._writer(info.file).write(info.name, tensor)
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        if info.file in self._whole:
+            return read_range(self._folder / info.file, self._placed(info))
+        return self._writer(info.file).read_back(info.name)
+
+    def _placed(self, info: TensorInfo) -> TensorInfo:
+        from quantkit.weights.header import read_header
+
+        return read_header(self._folder / info.file)[info.name]
+
+    def _writer(self, name: str) -> ShardWriter:
+        if name not in self._writers:
+            writer = ShardWriter.reopen(self._folder, name, self._plan.shards[name])
+            if writer.resumed:
+                writer.mark_written(set(self._done) & set(writer.infos))
+            self._writers[name] = writer
+        return self._writers[name]
+
+    def _sync(self) -> None:
+        for name, writer in list(self._writers.items()):
+            if writer.missing:
+                writer.sync()
+            else:
+                writer.finish()
+                self._writers.pop(name)
+                self._whole.add(name)
+
+
+def copy_side_files(checkpoint: Checkpoint, output: Path) -> None:
+    """Tokenizer, chat template, generation configuration and licence files, byte for byte."""
+    for name in checkpoint.files:
+        path = checkpoint.folder / name
+        plain = "/" not in name and not name.startswith(".")
+        if plain and path.is_file() and name not in NOT_COPIED and not name.endswith(NOT_COPIED_SUFFIXES):
+            copy_file(path, output / name)
+
+
+def write_configuration(output: Path, plan: Plan, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
+    """The index (of several shards), quantize_config.json, and config.json last."""
+    if list(plan.shards) != [SINGLE_FILE]:
+        index = index_json(info for infos in plan.shards.values() for info in infos)
+        write_file(output / "model.safetensors.index.json", index)
+    write_file(output / "quantize_config.json", _json(quantization))
+    write_file(output / "config.json", _json({**config, "quantization_config": quantization}))
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _output(row: Row, name: str) -> TensorInfo:
+    return next(info for info in row.outputs if info.name == name)

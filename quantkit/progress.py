@@ -1,0 +1,157 @@
+"""Progress on stderr: bars on a terminal, a line per layer otherwise."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+from quantkit.units import format_seconds
+
+
+class Progress(Protocol):
+    """What a pipeline tells while it works."""
+
+    def say(self, line: str) -> None:
+        """A sentence for the user."""
+
+    def start(self, layers: int, done: int) -> None:
+        """The layers begin; `done` of them are finished already."""
+
+    def linear(self, record: dict[str, Any]) -> None:
+        """A linear is finished; its line of layers.jsonl."""
+
+    def layer(self, index: int, seconds: float) -> None:
+        """A layer is finished."""
+
+    def stop(self) -> None:
+        """The layers are done, or the run failed."""
+
+
+class Silent:
+    """No output, for use from Python."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def start(self, layers: int, done: int) -> None:
+        """Nothing."""
+
+    def linear(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def layer(self, index: int, seconds: float) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """A line per layer with the time to go: for logs, pipes and notebooks."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._layers, self._done, self._begun = 0, 0, 0
+        self._started = 0.0
+        self._records: list[dict[str, Any]] = []
+
+    def say(self, line: str) -> None:
+        """Print the sentence."""
+        print(line, file=self._stream, flush=True)
+
+    def start(self, layers: int, done: int) -> None:
+        """Note where the layers begin."""
+        self._layers, self._done, self._begun, self._started = layers, done, done, time.perf_counter()
+
+    def linear(self, record: dict[str, Any]) -> None:
+        """Collect for the layer's line."""
+        self._records.append(record)
+
+    def layer(self, index: int, seconds: float) -> None:
+        """Print the layer's line."""
+        self._done = index + 1
+        worst = max(self._records, key=lambda record: record["relative_error"], default=None)
+        error = f", largest relative error {worst['relative_error']:.2e} ({_short(worst)})" if worst else ""
+        self.say(f"layer {index + 1}/{self._layers} in {format_seconds(seconds)}{error}, {self.remaining()}")
+        self._records.clear()
+
+    def remaining(self) -> str:
+        """The time to go by the layers so far."""
+        left = self._layers - self._done
+        if not left:
+            return "done"
+        each = (time.perf_counter() - self._started) / max(1, self._done - self._begun)
+        return f"{format_seconds(left * each)} to go"
+
+    def stop(self) -> None:
+        """Nothing to restore."""
+
+
+class Bars(Lines):
+    """rich bars on a terminal: layers with ETA, and the linear at work with its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(stderr=True)
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+        )
+        self._task: Any = None
+
+    def say(self, line: str) -> None:
+        """Print above the bar."""
+        self._console.print(line, markup=False, highlight=False)
+
+    def start(self, layers: int, done: int) -> None:
+        """Show the bar."""
+        super().start(layers, done)
+        self._task = self._bars.add_task("layers", total=layers, completed=done, status="")
+        self._bars.start()
+
+    def linear(self, record: dict[str, Any]) -> None:
+        """Show the linear's name and loss."""
+        super().linear(record)
+        status = f"{_short(record)}  loss {record['loss']:.3g}  error {record['relative_error']:.1e}"
+        self._bars.update(self._task, status=f"{status}  {self.remaining() if self._done > self._begun else ''}")
+
+    def layer(self, index: int, seconds: float) -> None:
+        """Move the bar."""
+        self._done = index + 1
+        self._records.clear()
+        self._bars.update(self._task, completed=index + 1, status=self.remaining())
+
+    def stop(self) -> None:
+        """Give the terminal back."""
+        self._bars.stop()
+
+
+class Shown:
+    """Context for a run: bars where stderr is a terminal, lines otherwise; restored on leaving."""
+
+    def __init__(self) -> None:
+        self.progress: Progress = Bars() if sys.stderr.isatty() and not _in_notebook() else Lines()
+
+    def __enter__(self) -> Progress:
+        return self.progress
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+
+def _in_notebook() -> bool:
+    return "google.colab" in sys.modules or "ipykernel" in sys.modules
+
+
+def _short(record: dict[str, Any]) -> str:
+    return ".".join(record["name"].split(".")[-2:])

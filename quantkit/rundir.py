@@ -1,0 +1,126 @@
+"""The job on disk: run.json, layers.jsonl, what is finished, and the fingerprint of its inputs."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import BadInputError, DiskError
+from quantkit.weights.files import write_file
+
+RUN_FILE = "run.json"
+LAYERS_FILE = "layers.jsonl"
+SCHEMA_VERSION = 1
+
+
+class RunFolder:
+    """The output folder of one run.
+
+    `run.json` says what is being made (`status: running`) from the first second on and what was made
+    at the end; `layers.jsonl` has a line per linear and, once a layer's tensors are on the disk, a
+    line `{"finished": N}`. A run that died is continued from there.
+
+    Args:
+        folder: created if absent.
+        fingerprint: every input that decides the bytes of the artifact, by name.
+
+    Raises:
+        BadInputError: the folder holds something else, or a run with other inputs.
+        DiskError: it cannot be created or written.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.finished_layers = 0
+        self.complete = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, FileExistsError) as error:
+            raise DiskError(f"cannot create {folder}: {error.strerror}", "choose another --out") from error
+        if not os.access(folder, os.W_OK):
+            raise DiskError(f"{folder} is not writable", "choose another --out")
+        previous = self._previous()
+        if previous is not None:
+            self._compare(previous["fingerprint"], fingerprint)
+            self.complete = previous["status"] == "finished"
+            self.finished_layers = self._read_layers()
+        else:
+            self.write_run({"status": "running", "fingerprint": dict(fingerprint)})
+
+    def write_run(self, record: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        data = {"schema_version": SCHEMA_VERSION, **record}
+        write_file(self.folder / RUN_FILE, json.dumps(data, indent=2).encode() + b"\n")
+
+    def record_linear(self, record: Mapping[str, Any]) -> None:
+        """Append a linear's line to layers.jsonl."""
+        self._append(record)
+
+    def record_finished(self, layer: int) -> None:
+        """Append the line that makes a layer final; its tensors must be on the disk already."""
+        self._append({"finished": layer})
+        self.finished_layers = layer + 1
+
+    def linears(self) -> list[dict[str, Any]]:
+        """The lines of finished layers, in order."""
+        path = self.folder / LAYERS_FILE
+        if not path.exists():
+            return []
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [row for row in rows if "name" in row]
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        try:
+            with (self.folder / LAYERS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DiskError(f"cannot write {self.folder / LAYERS_FILE}: {error.strerror}") from error
+
+    def _previous(self) -> dict[str, Any] | None:
+        path = self.folder / RUN_FILE
+        if not path.exists():
+            others = [item.name for item in self.folder.iterdir()]
+            if others:
+                raise BadInputError(
+                    f"{self.folder} holds {others[0]} and no {RUN_FILE}: it is not a folder of quantkit",
+                    "choose another --out",
+                )
+            return None
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            if {"status", "fingerprint"} <= record.keys():
+                return dict(record)
+        except (ValueError, AttributeError):
+            pass
+        raise BadInputError(f"{path} is not a record of quantkit", "choose another --out")
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        new = json.loads(json.dumps(new))  # as the file would give it back
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise BadInputError(
+                    f"{self.folder} holds a run with {key} {old.get(key)}, this one has {new.get(key)}",
+                    "choose another --out, or --restart to begin anew",
+                )
+
+    def _read_layers(self) -> int:
+        """Count finished layers and cut what an interrupted layer left behind."""
+        path = self.folder / LAYERS_FILE
+        if not path.exists():
+            return 0
+        kept: list[str] = []
+        pending: list[str] = []
+        finished = 0
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line that a crash cut off
+                break
+            pending.append(line)
+            if "finished" in row:
+                kept, pending, finished = kept + pending, [], row["finished"] + 1
+        write_file(path, "".join(line + "\n" for line in kept).encode())
+        return finished
