@@ -234,6 +234,9 @@ def _print_json(data: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with the documented exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Idle threads sleep instead of spinning: torch and numba bring a thread pool each, and spinning
+    # ones take the cores from one another. Read when torch is imported, hence here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     signal.signal(signal.SIGTERM, _on_terminate)

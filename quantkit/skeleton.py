@@ -5,6 +5,7 @@ recorders in place of the decoder layers, which teaches every layer's arguments 
 positions, sliding window); no family needs forward code of its own and no remote code is ever run.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,17 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from quantkit.errors import BadInputError
 from quantkit.families.family import Family
+
+# What transformers raises for configurations that make no sense.
+REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,13 @@ class Skeleton:
         self.family, self.dtype, self.device = family, dtype, torch.device(device)
         model_class = getattr(transformers, family.model_class)
         try:
-            self.config = model_class.config_class.from_dict(dict(config))
+            self.config = model_class.config_class.from_dict(copy.deepcopy(dict(config)))
             with parameters_on_meta():
                 self.model = model_class._from_config(self.config, dtype=dtype, attn_implementation="sdpa")
-        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        except REFUSALS as error:
             raise BadInputError(f"transformers {transformers.__version__} refuses this config.json: {error}") from error
         self.model.tie_weights()
+        self._tied = bool(getattr(self.config, "tie_word_embeddings", False))
         self.model.eval().requires_grad_(False)
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
@@ -68,8 +77,7 @@ class Skeleton:
 
     def tied(self) -> bool:
         """Whether the head is the embedding."""
-        head = self.model.get_output_embeddings()
-        return head is not None and head.weight is self.model.get_input_embeddings().weight
+        return self._tied
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """[out_features, in_features] of every linear of every decoder layer, by full name."""
@@ -92,6 +100,7 @@ class Skeleton:
             path, _, leaf = name.rpartition(".")
             value = tensor.to(device=self.device, dtype=self.dtype)
             self.model.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        self._tie()
 
     def empty(self, names: list[str]) -> None:
         """Send parameters back to the meta device."""
@@ -99,6 +108,12 @@ class Skeleton:
             path, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(path)
             module._parameters[leaf] = nn.Parameter(module._parameters[leaf].to("meta"), requires_grad=False)
+        self._tie()
+
+    def _tie(self) -> None:
+        if self._tied:
+            embedding = self.model.get_submodule(self.family.embedding)
+            self.model.get_submodule(self.family.head)._parameters["weight"] = embedding._parameters["weight"]
 
     def layer_names(self, index: int) -> list[str]:
         """Full names of one decoder layer's parameters."""

@@ -41,8 +41,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"architecture {name} is not one quantkit knows{guess}",
             "known: " + ", ".join(sorted(BY_ARCHITECTURE)),
         )
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "an unknown method")
+    quantized = config.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
         raise BadInputError(
             f"this checkpoint is already quantized ({method})",
             "start from the 16-bit checkpoint it was made from",

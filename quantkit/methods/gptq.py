@@ -34,7 +34,7 @@ class Outcome:
     """A quantized weight and what it cost."""
 
     weight: QuantizedWeight
-    row_loss: torch.Tensor  # [rows] float64: (w - q) H (w - q)^T
+    row_loss: torch.Tensor  # [rows] float64: (w - q) H (w - q)^T with the damped H
     row_energy: torch.Tensor  # [rows] float64: w H w^T, so that loss / energy is the output's relative error
     method: Literal["gptq", "rtn"]
     damp_percent: float

@@ -169,7 +169,8 @@ def unit_upper_factor_(matrix: torch.Tensor) -> torch.Tensor | None:
             above = torch.linalg.solve_triangular(corner.T, matrix[:start, start:stop], upper=False, left=False)
             for left in range(0, start, PANEL):
                 right = min(left + PANEL, start)
-                matrix[:right, left:right].addmm_(above[:right], above[left:right].T, alpha=-1)
+                matrix[:left, left:right].addmm_(above[:left], above[left:right].T, alpha=-1)
+                matrix[left:right, left:right] -= torch.triu(above[left:right] @ above[left:right].T)
             matrix[:start, start:stop] = above / root[start:stop]
         upper = torch.triu(corner / root[start:stop], 1)
         matrix[start:stop, start:stop] = torch.tril(matrix[start:stop, start:stop], -1) + upper

@@ -15,18 +15,24 @@ Floats = NDArray[np.float32]
 
 @njit(inline="always")
 def _round_to_half(x: np.float32) -> np.float32:
-    """A float32 rounded to the nearest float16 value, still float32 (Veltkamp's splitting)."""
-    if abs(x) < F32(2**-14):  # subnormal in float16: a fixed step of 2**-24, the spacing at 0.5
-        return (x + F32(0.5)) - F32(0.5) if x >= 0 else (x - F32(0.5)) + F32(0.5)
-    wide = x * F32(8193)
-    return wide - (wide - x)
+    """A float32 rounded to the nearest float16 value, still float32 (Veltkamp's splitting).
+
+    What float16 cannot hold becomes its least or its largest magnitude, never zero or infinity.
+    """
+    size = abs(x)
+    if size < F32(2**-14):  # subnormal in float16: a fixed step of 2**-24, the spacing at 0.5
+        rounded = max((size + F32(0.5)) - F32(0.5), F32(2**-24)) if size > 0 else F32(0)
+    else:
+        wide = size * F32(8193)
+        rounded = min(wide - (wide - size), F32(65504))
+    return rounded if x >= 0 else -rounded
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def symmetric_scales(
     weight: Floats,  # [rows, columns]
     importance: Floats,  # [columns]
-    shrink: Floats,  # [steps] fractions of the largest magnitude that becomes the end of the grid
+    divisors: Floats,  # [steps] scales to try: the largest magnitude over these
     refinements: int,
     signed: bool,
     max_code: int,
@@ -60,12 +66,12 @@ def symmetric_scales(
             np.empty(LANES, np.float32),
             np.empty(LANES, np.float32),
         )
-        steps = len(shrink)
+        steps = len(divisors)
         sides = 2 if signed else 1
         for step in range(steps * sides + refinements):
             for lane in range(LANES):
                 if step < steps * sides:
-                    wish = shrink[step % steps] * peak[lane] / half
+                    wish = peak[lane] / divisors[step % steps]
                     # The long side of the grid (-half) goes to the side of the largest weight, or not.
                     negative = (signed_peak[lane] > 0) if step < steps else (signed_peak[lane] <= 0)
                     wish = -wish if signed and negative else wish

@@ -14,10 +14,14 @@ from quantkit.tensors import Grid
 
 ScaleChoice = Literal["search", "minmax"]
 
-# Fractions of a group's largest magnitude that land on the end of the grid. Above 1 the grid reaches
-# past the largest weight: with few bits the inner levels then fit better.
-SYMMETRIC_SHRINK = np.linspace(1.15, 0.55, 25, dtype=np.float32)
-ASYMMETRIC_SHRINK = np.linspace(1.05, 0.55, 21, dtype=np.float32)
+# Fractions of a group's range that the grid spans, by bits. Above 1 the grid reaches past the largest
+# weight: the inner levels may then fit better. Many levels leave little to gain from clipping.
+SHRINK = {
+    2: np.linspace(1.20, 0.48, 25),
+    3: np.linspace(1.15, 0.55, 25),
+    4: np.linspace(1.12, 0.64, 25),
+    8: np.linspace(1.006, 0.91, 25),
+}
 REFINEMENTS = 2  # least-squares steps after the search
 
 
@@ -48,10 +52,13 @@ def choose_scales(
     width = grid.columns_per_group(columns)
     if grid.symmetric:
         half = (grid.max_code + 1) // 2
-        plain = np.asarray([half / (half - 1)], np.float32)
-        shrink, steps = (plain, 0) if choice == "minmax" else (SYMMETRIC_SHRINK, REFINEMENTS)
-        symmetric_scales(host, weights.numpy(), shrink, steps, choice == "search", grid.max_code, width, scale)
+        plain = np.asarray([half - 1], np.float32)  # the whole range on either side of zero
+        searched = np.append(plain, half / SHRINK[grid.bits]).astype(np.float32)
+        divisors, steps = (plain, 0) if choice == "minmax" else (searched, REFINEMENTS)
+        symmetric_scales(host, weights.numpy(), divisors, steps, choice == "search", grid.max_code, width, scale)
     else:
-        shrink = np.ones(1, np.float32) if choice == "minmax" else ASYMMETRIC_SHRINK
+        shrink = np.ones(1, np.float32)
+        if choice == "search":
+            shrink = np.append(shrink, SHRINK[grid.bits]).astype(np.float32)
         asymmetric_scales(host, weights.numpy(), shrink, grid.max_code, width, scale, zero)
     return torch.from_numpy(scale).to(weight.device), torch.from_numpy(zero).to(weight.device)

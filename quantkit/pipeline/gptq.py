@@ -24,6 +24,7 @@ from quantkit.pipeline.layerwise import (
     quantize_without_data,
     read_layer,
 )
+from quantkit.pipeline.memo import Memo
 from quantkit.pipeline.output import ArtifactWriter, copy_side_files, write_configuration
 from quantkit.progress import Progress, Silent
 from quantkit.rundir import RunFolder
@@ -55,7 +56,7 @@ def run(job: Job, progress: Progress | None = None) -> Result:
             from there.
     """
     progress = progress or Silent()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     preflight(job)
     if job.checkpoint.download_bytes:
         progress.say(f"downloading {format_bytes(job.checkpoint.download_bytes)} of {job.checkpoint.repo_id}")
@@ -74,7 +75,7 @@ def run(job: Job, progress: Progress | None = None) -> Result:
         finally:
             progress.stop()
         writer.finish_shards()
-    record = _finish(job, tokens, inputs, folder, time.perf_counter() - started)
+    record = _finish(job, tokens, inputs, folder, time.perf_counter() - started, time.process_time() - cpu_started)
     return Result(job.output, record)
 
 
@@ -106,6 +107,7 @@ def _layers(
         skeleton.empty(outer)
         release_memory()
     writer.copy_outer(source)
+    memo = Memo(job.family, job.budget.remembered)
     if folder.finished_layers:
         progress.say(f"continuing: {folder.finished_layers} of {len(job.plan.layers)} layers are finished")
     progress.start(len(job.plan.layers), folder.finished_layers)
@@ -115,12 +117,12 @@ def _layers(
                 _replay(job, skeleton, index, hidden, calls[index], writer)
             continue
         started = time.perf_counter()
-        for linear in _quantize(job, skeleton, index, hidden, calls[index], writer):
+        for linear in _quantize(job, skeleton, index, hidden, calls[index], writer, memo):
             writer.write_linear(linear.name, linear.weight)
             folder.record_linear(linear.record)
             progress.linear(linear.record)
         if tokens is not None and index + 1 < len(job.plan.layers):
-            advance(skeleton, index, hidden, calls[index])
+            advance(skeleton, index, hidden, calls[index], memo)
         if tokens is not None:
             skeleton.empty(skeleton.layer_names(index))
         writer.sync(index)
@@ -130,7 +132,13 @@ def _layers(
 
 
 def _quantize(
-    job: Job, skeleton: Skeleton, index: int, hidden: torch.Tensor, call: LayerCall, writer: ArtifactWriter
+    job: Job,
+    skeleton: Skeleton,
+    index: int,
+    hidden: torch.Tensor,
+    call: LayerCall,
+    writer: ArtifactWriter,
+    memo: Memo,
 ) -> Iterator[QuantizedLinear]:
     stages, recipe = job.plan.layers[index], job.recipe
     names = skeleton.layer_names(index)
@@ -142,7 +150,7 @@ def _quantize(
         return
     skeleton.fill(tensors)
     settings = gptq.Settings(recipe.act_order, recipe.damp_percent, recipe.scales)
-    yield from quantize_with_data(skeleton, stages, tensors, hidden, call, settings)
+    yield from quantize_with_data(skeleton, stages, tensors, hidden, call, settings, memo)
 
 
 def _replay(
@@ -156,13 +164,18 @@ def _replay(
         weight = writer.read_linear(name.removesuffix(".weight"))
         skeleton.fill({name: weight.dequantize(skeleton.dtype)})
     if index + 1 < len(job.plan.layers):
-        advance(skeleton, index, hidden, call)
+        advance(skeleton, index, hidden, call, Memo(job.family, ()))
     skeleton.empty(names)
     release_memory()
 
 
 def _finish(
-    job: Job, tokens: CalibrationTokens | None, inputs: dict[str, Any], folder: RunFolder, seconds: float
+    job: Job,
+    tokens: CalibrationTokens | None,
+    inputs: dict[str, Any],
+    folder: RunFolder,
+    seconds: float,
+    cpu_seconds: float,
 ) -> dict[str, Any]:
     """Small files last: what has a config.json is whole."""
     recipe = job.recipe
@@ -196,6 +209,7 @@ def _finish(
             "device_bytes": _peak_device_bytes(job),
             "disk_bytes": sum(path.stat().st_size for path in job.output.iterdir() if path.is_file()),
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
         },
         "mean_relative_error": sum(row["relative_error"] for row in linears) / len(linears),
         "rounded_to_nearest": rounded,

@@ -110,11 +110,13 @@ def prepare(
     check_targets(recipe.targets, layout_of(recipe, plan.grids()))
     budget = estimate(
         plan,
+        family,
         recipe,
         checkpoint.config,
         Machine(
             compute_bytes=chosen.dtype.itemsize,
             on_host=chosen.device.type == "cpu",
+            available_bytes=psutil.virtual_memory().available + resident_bytes(),
             base_bytes=resident_bytes(),
             product_rate=measure_rate(chosen.device, chosen.dtype),
             exact_rate=measure_rate(chosen.device, torch.float32),

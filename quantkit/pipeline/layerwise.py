@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from quantkit.devices import release_memory
 from quantkit.errors import BadInputError, OutOfMemoryError
 from quantkit.methods import gptq, rtn
 from quantkit.methods.hessian import HessianSum
+from quantkit.pipeline.memo import Memo
 from quantkit.plan.budget import BATCH_TOKENS
 from quantkit.plan.rows import Stage
 from quantkit.skeleton import InputReached, LayerCall, Skeleton, stop_at
@@ -49,6 +51,7 @@ def quantize_with_data(
     hidden: torch.Tensor,
     call: LayerCall,
     settings: gptq.Settings,
+    memo: Memo,
 ) -> Iterator[QuantizedLinear]:
     """GPTQ in true-sequential order: each stage sees the stages before it already quantized.
 
@@ -56,11 +59,13 @@ def quantize_with_data(
     weights. `tensors` gives each stage's weights in the precision of the source and loses them as
     they are used.
     """
+    memo.forget()
     for stage in stages:
         if stage.grid is None:
             continue
         started = time.perf_counter()
-        hessian = collect_hessian(skeleton, stage, hidden, call)
+        hessian = collect_hessian(skeleton, stage, hidden, call, memo)
+        release_memory()  # what the forward freed would otherwise lie beneath what the solver takes
         rows = [tensors.pop(name + ".weight") for name in stage.linears]
         weight = torch.cat(rows).to(skeleton.device) if len(rows) > 1 else rows[0].to(skeleton.device)
         del rows
@@ -72,11 +77,14 @@ def quantize_with_data(
                 "finished layers are kept; use --device cpu",
             ) from error
         del weight, hessian
+        release_memory()
         seconds = time.perf_counter() - started
         yield from _fill_and_split(skeleton, stage, outcome, seconds)
 
 
-def collect_hessian(skeleton: Skeleton, stage: Stage, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+def collect_hessian(
+    skeleton: Skeleton, stage: Stage, hidden: torch.Tensor, call: LayerCall, memo: Memo
+) -> torch.Tensor:
     """H of a stage over all samples, running the layer only as far as the stage's input.
 
     Args:
@@ -84,13 +92,21 @@ def collect_hessian(skeleton: Skeleton, stage: Stage, hidden: torch.Tensor, call
         stage: its first linear is where the forward stops.
         hidden: [samples, sequence, hidden] before the layer.
         call: the layer's arguments.
+        memo: filled at the last linear of the attention and of the MLP, used behind it.
 
     Returns:
         [in_features, in_features] fp32.
     """
     gathered = HessianSum(stage.in_features, skeleton.device)
-    with stop_at(skeleton.model.get_submodule(stage.linears[0]), gathered.add):
-        for part in batches(hidden):
+    name = stage.linears[0]
+
+    def receive(inputs: torch.Tensor) -> None:
+        gathered.add(inputs)
+        memo.keep(name, inputs, len(hidden))
+
+    with memo.used(skeleton, stage.layer, len(hidden)) as begin, stop_at(skeleton.model.get_submodule(name), receive):
+        for first, part in batches(hidden):
+            begin(first)
             try:
                 skeleton.run_layer(stage.layer, part.to(skeleton.device), call)
             except InputReached:
@@ -98,15 +114,19 @@ def collect_hessian(skeleton: Skeleton, stage: Stage, hidden: torch.Tensor, call
     return gathered.finish()
 
 
-def advance(skeleton: Skeleton, layer: int, hidden: torch.Tensor, call: LayerCall) -> None:
+def advance(skeleton: Skeleton, layer: int, hidden: torch.Tensor, call: LayerCall, memo: Memo) -> None:
     """Replace the hidden states before a layer by those after it, a batch at a time."""
-    for part in batches(hidden):
-        part.copy_(skeleton.run_layer(layer, part.to(skeleton.device), call))
+    with memo.used(skeleton, layer, len(hidden)) as begin:
+        for first, part in batches(hidden):
+            begin(first)
+            part.copy_(skeleton.run_layer(layer, part.to(skeleton.device), call))
 
 
-def batches(hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Views of a few samples each: about BATCH_TOKENS tokens."""
-    return torch.split(hidden, max(1, BATCH_TOKENS // hidden.shape[1]))
+def batches(hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Views of a few samples each, about BATCH_TOKENS tokens, with the number of their first sample."""
+    size = max(1, BATCH_TOKENS // hidden.shape[1])
+    for first in range(0, len(hidden), size):
+        yield first, hidden[first : first + size]
 
 
 def quantize_without_data(

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quantkit.families.family import Family
 from quantkit.methods.hessian import PANEL
 from quantkit.plan.rows import Plan, Row, Stage
 from quantkit.recipe import Recipe
 from quantkit.tensors import DTYPES
 
-BATCH_TOKENS = 2048  # tokens that run through a layer at once
+BATCH_TOKENS = 2048
 SMALL_FILES = 20 * 2**20  # tokenizer, configuration and reports on disk
 
 
@@ -19,6 +20,7 @@ class Machine:
 
     compute_bytes: int  # bytes of a value of the compute dtype
     on_host: bool  # compute device is the CPU
+    available_bytes: int  # host memory that this process may use, its own included
     base_bytes: int  # resident memory of the process before the run
     product_rate: float  # FLOP/s of matrix products in the compute dtype
     exact_rate: float  # FLOP/s of float32 products
@@ -34,6 +36,7 @@ class Budget:
     download_bytes: int
     seconds: float
     activation_bytes: int
+    remembered: tuple[str, ...]  # modules whose results memory allows to keep, see pipeline.memo
     largest_layer_bytes: int
     largest_hessian_bytes: int
 
@@ -44,6 +47,7 @@ class Budget:
 
 def estimate(
     plan: Plan,
+    family: Family,
     recipe: Recipe,
     config: Mapping[str, Any],
     machine: Machine,
@@ -55,6 +59,7 @@ def estimate(
 
     Args:
         plan: rows and stages.
+        family: which modules can be remembered.
         recipe: method and calibration.
         config: config.json, for the hidden and intermediate size.
         machine: dtype, base memory and measured rates.
@@ -81,6 +86,12 @@ def estimate(
     copy = max((row.source.nbytes + row.outputs[0].nbytes for row in outer), default=0)
     device = layer + max(solve, collect + working_set)
     host = machine.base_bytes + activations
+    remembered: list[str] = []
+    for module, size in _memo_bytes(plan, family, samples * length * value) if with_data else ():
+        if host + size + device + embed + copy < machine.available_bytes:
+            remembered.append(module)
+            host += size
+            activations += size
     host += max(device, embed + working_set, copy) if machine.on_host else max(embed, copy, layer)
     return Budget(
         host_bytes=host,
@@ -89,9 +100,16 @@ def estimate(
         download_bytes=download,
         seconds=_seconds(plan, machine, samples * length if with_data else 0),
         activation_bytes=activations,
+        remembered=tuple(remembered),
         largest_layer_bytes=layer,
         largest_hessian_bytes=max((4 * stage.in_features**2 for stage in stages), default=0) if with_data else 0,
     )
+
+
+def _memo_bytes(plan: Plan, family: Family, column_bytes: int) -> list[tuple[str, int]]:
+    """Bytes that remembering each module of a layer takes, the most useful first."""
+    inputs = {name.partition(".0.")[2]: stage.in_features for stage in plan.layers[0] for name in stage.linears}
+    return [(module, inputs[f"{module}.{linear}"] * column_bytes) for module, linear in family.ends]
 
 
 def _layer_bytes(plan: Plan, stages: tuple[Stage, ...], value: int) -> int:
