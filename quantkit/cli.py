@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from quantkit.errors import BadInputError, QuantkitError, UsageError
+from quantkit.errors import BadInputError, OutOfMemoryError, QuantkitError, UsageError
 
 if TYPE_CHECKING:
     from quantkit.pipeline.job import Job
@@ -186,7 +186,10 @@ def _recipe(
     from quantkit.recipe import load_recipe, make_recipe
 
     fields: dict[str, Any] = load_recipe(name) if name else {}
-    make_recipe(fields)  # a mistake in the file is bad input, one in the options is bad usage
+    try:
+        make_recipe(fields)  # a mistake in the file is bad input, one in the options is bad usage
+    except (BadInputError, UsageError) as error:
+        raise BadInputError(f"{name}: {error}", error.hint) from error
     given: dict[str, Any] = {
         "method": method, "bits": bits, "group_size": group_size, "symmetric": symmetric, "act_order": act_order,
         "damp_percent": damp, "scales": scales, "rules": rule, "targets": target, "dtype": dtype,
@@ -202,7 +205,7 @@ def _recipe(
     try:
         return make_recipe(fields)
     except BadInputError as error:
-        raise UsageError(str(error), error.hint) from error
+        raise UsageError(str(error).replace("recipe ", "option ", 1), error.hint) from error
 
 
 def _prepare(model: str, recipe: "Recipe", out: Path | None, device: str, strict: bool) -> "Job":
@@ -221,10 +224,11 @@ def _show_plan(job: "Job", context: int, as_json: bool) -> None:
 
 
 def _remove_earlier_run(folder: Path) -> None:
-    import shutil
-
-    if (folder / "run.json").is_file():
-        shutil.rmtree(folder)
+    if not (folder / "run.json").is_file():
+        return
+    for path in folder.iterdir():
+        if path.name in OWN_FILES or path.suffix == ".safetensors" or path.suffix == ".partial":
+            path.unlink()
 
 
 def _print_json(data: dict[str, Any]) -> None:
@@ -258,8 +262,10 @@ def _run(arguments: list[str], debug: bool) -> int:
         print("quantkit: terminated; the same command continues", file=sys.stderr)
         return 128 + signal.SIGTERM
     except MemoryError:
-        from quantkit.errors import OutOfMemoryError
-
+        return _fail(OutOfMemoryError("out of memory", "finished layers are kept; lower --samples"), debug)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
         return _fail(OutOfMemoryError("out of memory", "finished layers are kept; lower --samples"), debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -281,6 +287,12 @@ def _fail(error: QuantkitError, debug: bool) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+# What a run leaves behind beside its shards; --restart removes no other files.
+OWN_FILES = (
+    "run.json", "layers.jsonl", "config.json", "quantize_config.json", "model.safetensors.index.json"
+)  # fmt: skip
 
 
 class _Terminated(BaseException):

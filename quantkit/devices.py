@@ -1,7 +1,6 @@
 """Where to compute and in which dtype, with the reason; how fast that is; memory given back."""
 
 import ctypes
-import ctypes.util
 import sys
 import time
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def release_memory() -> None:
     """Give freed pages back to the system, so that the peak of one layer is not carried into the next."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux" and (name := ctypes.util.find_library("c")):
-        libc = ctypes.CDLL(name)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)  # what the process is linked with; musl has no malloc_trim
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)

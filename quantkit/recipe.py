@@ -153,7 +153,8 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path.name} is not YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BadInputError(f"{path.name} is not YAML: {reason}") from error
     if not isinstance(data, dict):
         raise BadInputError(f"{path.name}: found {type(data).__name__}, expected keys such as bits: 4")
     return data
@@ -175,7 +176,8 @@ def make_recipe(fields: dict[str, Any]) -> Recipe:
             near = difflib.get_close_matches(where.rpartition(".")[2], model.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(model.model_fields)
             raise BadInputError(f"unknown recipe key {where!r}", hint) from error
-        raise BadInputError(f"recipe {where}: {first['msg']}, found {first['input']!r}") from error
+        reason = first["msg"].replace("valid tuple", "list")
+        raise BadInputError(f"recipe {where}: {reason}, found {first['input']!r}") from error
 
 
 def data_folder(name: str) -> Path:

@@ -14,6 +14,27 @@ LAYERS_FILE = "layers.jsonl"
 SCHEMA_VERSION = 1
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that a run could not use, without touching it.
+
+    Raises:
+        BadInputError: it is a file, or holds something that is not of quantkit.
+        DiskError: it cannot be created or written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInputError(f"{folder} is a file, expected a folder", "choose another --out")
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise DiskError(f"{parent} is not writable", "choose another --out")
+    if not folder.exists() or (folder / RUN_FILE).exists():
+        return
+    for item in sorted(folder.iterdir()):
+        if not (item.name.startswith(".") and item.name.endswith(".partial")):
+            raise BadInputError(
+                f"{folder} holds {item.name} and no {RUN_FILE}: it is not a folder of quantkit", "choose another --out"
+            )
+
+
 class RunFolder:
     """The output folder of one run.
 
@@ -34,24 +55,23 @@ class RunFolder:
         self.folder = folder
         self.finished_layers = 0
         self.complete = False
+        check_folder(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except (OSError, FileExistsError) as error:
+        except OSError as error:
             raise DiskError(f"cannot create {folder}: {error.strerror}", "choose another --out") from error
-        if not os.access(folder, os.W_OK):
-            raise DiskError(f"{folder} is not writable", "choose another --out")
         previous = self._previous()
         if previous is not None:
             self._compare(previous["fingerprint"], fingerprint)
             self.complete = previous["status"] == "finished"
             self.finished_layers = self._read_layers()
         else:
-            self.write_run({"status": "running", "fingerprint": dict(fingerprint)})
+            begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": dict(fingerprint)}
+            self.write_run(begun)
 
     def write_run(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        data = {"schema_version": SCHEMA_VERSION, **record}
-        write_file(self.folder / RUN_FILE, json.dumps(data, indent=2).encode() + b"\n")
+        write_file(self.folder / RUN_FILE, json.dumps(record, indent=2).encode() + b"\n")
 
     def record_linear(self, record: Mapping[str, Any]) -> None:
         """Append a linear's line to layers.jsonl."""
@@ -82,12 +102,6 @@ class RunFolder:
     def _previous(self) -> dict[str, Any] | None:
         path = self.folder / RUN_FILE
         if not path.exists():
-            others = [item.name for item in self.folder.iterdir()]
-            if others:
-                raise BadInputError(
-                    f"{self.folder} holds {others[0]} and no {RUN_FILE}: it is not a folder of quantkit",
-                    "choose another --out",
-                )
             return None
         try:
             record = json.loads(path.read_text("utf-8"))

@@ -25,8 +25,12 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
-    # Modules of a layer whose output is that of their last linear: what need not be computed twice.
-    ends: tuple[tuple[str, str], ...] = (("self_attn", "o_proj"), ("mlp", "down_proj"))
+    # Modules of a layer whose output is that of their last linear, with the norm that only they read:
+    # (module, its last linear, norm). What need not be computed twice.
+    ends: tuple[tuple[str, str, str], ...] = (
+        ("self_attn", "o_proj", "input_layernorm"),
+        ("mlp", "down_proj", "post_attention_layernorm"),
+    )
     dropped: tuple[str, ...] = ROTARY_BUFFERS  # patterns of tensors that nothing reads
     first_transformers: str = "4.28"  # oldest version whose native class loads the artifact
     config_set: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,13 +1,12 @@
 """GPTQ: the columns of a stage's weights rounded one after the other, each error fed back."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from quantkit.methods import rtn
-from quantkit.methods.hessian import PANEL, exact_bfloat16_products, factorize
+from quantkit.methods.hessian import PANEL, Factor, factorize
 from quantkit.methods.lanes import round_columns
 from quantkit.methods.scales import ScaleChoice, choose_scales
 from quantkit.tensors import Grid, QuantizedWeight
@@ -62,101 +61,87 @@ def quantize(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, settings: 
         row_energy = weight.float().square().sum(1, dtype=torch.float64)
         return Outcome(rounded, loss, row_energy, "rtn", settings.damp_percent, 0)
     columns = weight.shape[1]
-    width = grid.columns_per_group(columns)
-    natural_groups = torch.arange(columns, device=weight.device) // width
+    natural_groups = torch.arange(columns, device=weight.device) // grid.columns_per_group(columns)
+    working = weight.float()  # [rows, in] fp32, natural order
     if settings.act_order == "full":
-        working = weight.index_select(1, factor.order).float()  # [rows, in] fp32, in the solver's order
-        scale, zero = choose_scales(working, factor.importance[factor.order], grid, settings.scales)
-        group_of_column = natural_groups
+        ordered = working.index_select(1, factor.order)
+        scale, zero = choose_scales(ordered, factor.importance[factor.order], grid, settings.scales)
+        del ordered
         group_index = torch.empty_like(natural_groups).index_copy_(0, factor.order, natural_groups)
     else:
-        working = weight.float()
         scale, zero = choose_scales(working, factor.importance, grid, settings.scales)
-        if settings.act_order == "static":
-            working = working.index_select(1, factor.order)
-        elif working is weight:
-            working = working.clone()  # the loop overwrites it
-        group_of_column = natural_groups[factor.order]
         group_index = natural_groups
-    codes, row_loss = round_all_columns(
-        working, factor.upper, factor.pivots, group_of_column, scale, zero, grid.max_code
-    )
-    if settings.act_order != "none":
-        codes = codes.index_select(1, torch.argsort(factor.order))
+    codes, row_loss = round_all_columns(working, factor, group_index, scale, zero, grid.max_code)
     quantized = QuantizedWeight(codes, scale.half(), zero.to(torch.uint8), group_index.to(torch.int32), grid)
     return Outcome(quantized, row_loss, row_energy, "gptq", factor.damp_percent, factor.escalations)
 
 
 def round_all_columns(
-    working: torch.Tensor,
-    upper: torch.Tensor,
-    pivots: torch.Tensor,
-    group_of_column: torch.Tensor,
+    weight: torch.Tensor,
+    factor: Factor,
+    group_index: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor,
     max_code: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The column loop, a block of columns at a time.
+    """The column loop, a block of columns at a time, in the order of the factor.
 
-    Column blocks are taken from the left. Before a block, one matrix product brings it the feedback
-    of all earlier columns; their errors lie where their weights were, so nothing else is stored:
+    Before a block, one matrix product of the errors so far brings it the feedback of all earlier
+    columns:
 
-        working = | errors of finished columns | this block | weights to come |
+        errors = | finished columns | this block | columns to come, not yet written |
 
     Args:
-        working: [rows, in] fp32 in the solver's order; overwritten by weight - quantized.
-        upper: [in, in] fp32, A above the diagonal.
-        pivots: [in] fp32, D.
-        group_of_column: [in] int64, in the solver's order.
+        weight: [rows, in] fp32, natural order.
+        factor: A, D and the order.
+        group_index: [in] int64, the group of every column, natural order.
         scale: [groups, rows] fp32.
         zero: [groups, rows] fp32.
         max_code: the largest code.
 
     Returns:
-        Codes [rows, in] uint8 in the solver's order, and the loss of each row [rows] float64.
+        Codes [rows, in] uint8 in natural order, and the loss of each row [rows] float64.
     """
-    rows, columns = working.shape
-    codes = torch.empty(rows, columns, dtype=torch.uint8, device=working.device)
-    loss = torch.zeros(rows, dtype=torch.float64, device=working.device)
-    round_block = _round_block_cpu if working.device.type == "cpu" else _round_block_torch
+    rows, columns = weight.shape
+    errors = torch.empty_like(weight)  # [rows, in] fp32, the solver's order
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
+    loss = torch.zeros(rows, dtype=torch.float64, device=weight.device)
+    round_block = _round_block_cpu if weight.device.type == "cpu" else _round_block_torch
     for start in range(0, columns, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, columns)
-        block = working[:, start:stop]
-        target = torch.addmm(block, working[:, :start], upper[:start, start:stop]) if start else block.clone()
+        block = factor.order[start:stop]
+        feedback = errors[:, :start] @ factor.upper[:start, start:stop]  # zeros for the first block
         round_block(
-            target, block, codes[:, start:stop], upper[start:stop, start:stop], pivots[start:stop],
-            group_of_column[start:stop], scale, zero, max_code, loss,
+            weight, feedback, block, factor.upper[start:stop, start:stop], factor.pivots[start:stop],
+            group_index[block], scale, zero, max_code, errors[:, start:stop], codes, loss,
         )  # fmt: skip
     return codes, loss
 
 
-def _round_block_cpu(
-    target: torch.Tensor, block: torch.Tensor, codes: torch.Tensor, feedback: torch.Tensor,
-    pivots: torch.Tensor, group_of_column: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor,
-    max_code: int, loss: torch.Tensor,
-) -> None:  # fmt: skip
-    round_columns(
-        target.numpy(), block.numpy(), codes.numpy(), feedback.numpy(), pivots.numpy(),
-        group_of_column.numpy().astype(np.int64), scale.numpy(), zero.numpy(), max_code, loss.numpy(),
-    )  # fmt: skip
+def _round_block_cpu(*arguments: torch.Tensor | int) -> None:
+    compiled: Any = round_columns
+    compiled(*(value.numpy() if isinstance(value, torch.Tensor) else value for value in arguments))
 
 
 def _round_block_torch(
-    target: torch.Tensor, block: torch.Tensor, codes: torch.Tensor, feedback: torch.Tensor,
+    weight: torch.Tensor, feedback: torch.Tensor, columns: torch.Tensor, upper: torch.Tensor,
     pivots: torch.Tensor, group_of_column: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor,
-    max_code: int, loss: torch.Tensor,
+    max_code: int, errors: torch.Tensor, codes: torch.Tensor, loss: torch.Tensor,
 ) -> None:  # fmt: skip
-    """The same steps in torch, for devices that numba does not reach."""
-    for column in range(block.shape[1]):
-        group = group_of_column[column]
+    """The same steps in torch, for devices that numba does not reach; see `lanes.round_columns`."""
+    original = weight.index_select(1, columns)
+    target = original + feedback
+    chosen = torch.empty_like(target)
+    for column, group in enumerate(group_of_column.tolist()):
         s, z, v = scale[group], zero[group], target[:, column]
         code = (torch.round(v * s.reciprocal()) + z).clamp_(0, max_code)
         value = (code - z) * s
         loss += (pivots[column] * (v - value).square()).double()
-        codes[:, column] = code.to(torch.uint8)
-        error = block[:, column] - value
-        block[:, column] = error
-        target[:, column + 1 :].addr_(error, feedback[column, column + 1 :])
+        error = original[:, column] - value
+        errors[:, column] = error
+        chosen[:, column] = code
+        target[:, column + 1 :].addr_(error, upper[column, column + 1 :])
+    codes.index_copy_(1, columns, chosen.to(torch.uint8))
 
 
 def energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -166,11 +151,12 @@ def energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """
     rows, columns = weight.shape
     total = torch.zeros(rows, dtype=torch.float64, device=weight.device)
-    for start in range(0, columns, PANEL):  # a panel of H at a time: the product unit copies its input
-        stop = start + PANEL
+    for start in range(0, columns, PANEL):  # a panel of H at a time: no second copy of it
+        stop = min(start + PANEL, columns)
+        panel = hessian[start:, start:stop].bfloat16()
+        panel[stop - start :] *= 2  # by symmetry these stand for the blocks above the diagonal too
         for first in range(0, rows, 4096):
-            part = weight[first : first + 4096].float()
-            with exact_bfloat16_products():
-                product = part @ hessian[:, start:stop]
-            total[first : first + 4096] += (product * part[:, start:stop]).sum(1, dtype=torch.float64)
+            part = weight[first : first + 4096].bfloat16()
+            product = (part[:, start:] @ panel).float() * part[:, start:stop]
+            total[first : first + 4096] += product.sum(1)
     return total

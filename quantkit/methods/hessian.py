@@ -103,7 +103,7 @@ class Factor:
     upper: torch.Tensor  # [in, in] fp32: A above the diagonal; the rest is not to be read
     pivots: torch.Tensor  # [in] fp32, D
     order: torch.Tensor  # [in] int64: position in the order -> column
-    importance: torch.Tensor  # [in] fp32: diag(H) with damping, in natural order
+    importance: torch.Tensor  # [in] fp32: D in natural order, the weight of a column's rounding error
     damp_percent: float  # what was needed, at least what was asked for
     escalations: int  # how often the damping had to be raised
 
@@ -137,7 +137,8 @@ def factorize(hessian: torch.Tensor, damp_percent: float, act_order: bool) -> Fa
         hessian.diagonal().copy_(ordered + damp * mean)
         pivots = unit_upper_factor_(hessian)
         if pivots is not None:
-            return Factor(hessian, pivots, order, diagonal + damp * mean, damp, escalation)
+            importance = torch.empty_like(pivots).index_copy_(0, order, pivots)
+            return Factor(hessian, pivots, order, importance, damp, escalation)
     return None
 
 

@@ -168,15 +168,17 @@ def asymmetric_scales(
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def round_columns(
-    target: Floats,  # [rows, width] weights plus the feedback of all earlier column blocks
-    weight: Floats,  # [rows, width] the weights themselves; replaced by weight - quantized
-    codes: NDArray[np.uint8],  # [rows, width], written
-    feedback: Floats,  # [width, width] this block of the unit upper factor A
+    weight: Floats,  # [rows, in], columns in natural order
+    feedback: Floats,  # [rows, width] what earlier column blocks add to these columns
+    columns: NDArray[np.int64],  # [width] which columns of the weight these are
+    upper: Floats,  # [width, width] this block of the unit upper factor A
     pivots: Floats,  # [width] this part of the diagonal D
     group_of_column: NDArray[np.int64],  # [width]
     scales: Floats,  # [groups, rows]
     zeros: Floats,  # [groups, rows]
     max_code: int,
+    errors: Floats,  # [rows, width], written: weight - quantized
+    codes: NDArray[np.uint8],  # [rows, in], written at `columns`
     loss: NDArray[np.float64],  # [rows], added to
 ) -> None:
     """One column block of GPTQ: each column is rounded after the feedback of those before it.
@@ -184,7 +186,7 @@ def round_columns(
     With H = A D A^T the error of a row is sum_k D_k (v_k - q_k)**2, where v_k is the target of
     column k (QuIP, Chee et al. 2023, section 3).
     """
-    rows, width = weight.shape
+    rows, width = feedback.shape
     top = F32(max_code)
     tiles = (rows + LANES - 1) // LANES
     for tile in prange(tiles):
@@ -198,8 +200,8 @@ def round_columns(
         scale, zero = np.ones(LANES, np.float32), np.zeros(LANES, np.float32)
         for lane in range(lanes):
             for k in range(width):
-                v[k, lane] = target[first + lane, k]
-                original[k, lane] = weight[first + lane, k]
+                original[k, lane] = weight[first + lane, columns[k]]
+                v[k, lane] = original[k, lane] + feedback[first + lane, k]
         for k in range(width):
             group = group_of_column[k]
             for lane in range(lanes):
@@ -215,11 +217,11 @@ def round_columns(
                 original[k, lane] = error[lane]
                 chosen[k, lane] = code
             for j in range(k + 1, width):
-                a = feedback[k, j]
+                a = upper[k, j]
                 for lane in range(LANES):
                     v[j, lane] += error[lane] * a
         for lane in range(lanes):
             for k in range(width):
-                weight[first + lane, k] = original[k, lane]
-                codes[first + lane, k] = np.uint8(chosen[k, lane])
+                errors[first + lane, k] = original[k, lane]
+                codes[first + lane, columns[k]] = np.uint8(chosen[k, lane])
             loss[first + lane] += row_loss[lane]

@@ -27,7 +27,7 @@ from quantkit.pipeline.layerwise import (
 from quantkit.pipeline.memo import Memo
 from quantkit.pipeline.output import ArtifactWriter, copy_side_files, write_configuration
 from quantkit.progress import Progress, Silent
-from quantkit.rundir import RunFolder
+from quantkit.rundir import SCHEMA_VERSION, RunFolder
 from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.units import format_bytes
 from quantkit.versions import version, versions
@@ -182,6 +182,7 @@ def _finish(
     linears = folder.linears()
     rounded = [row["name"] for row in linears if recipe.method == "gptq" and row["method"] == "rtn"]
     record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
         "status": "finished",
         "fingerprint": inputs,
         "source": {"repo": job.checkpoint.repo_id, "commit": job.checkpoint.commit},

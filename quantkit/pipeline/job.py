@@ -21,6 +21,7 @@ from quantkit.plan.budget import Budget, Machine, estimate
 from quantkit.plan.rows import Plan, Row, layer_of, make_plan
 from quantkit.plan.runtime import machine_table
 from quantkit.recipe import Recipe
+from quantkit.rundir import check_folder
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import DTYPE_NAMES, Grid, TensorInfo
 from quantkit.units import format_bytes, format_gib
@@ -185,6 +186,7 @@ def preflight(job: Job) -> None:
         DiskError: less free disk than the artifact and the download take.
         OutOfMemoryError: less available memory than the predicted peak.
     """
+    check_folder(job.output)
     parent = next(path for path in (job.output.absolute(), *job.output.absolute().parents) if path.exists())
     free = shutil.disk_usage(parent).free
     written = sum(path.stat().st_size for path in job.output.glob("*") if path.is_file()) if job.output.exists() else 0

@@ -26,7 +26,7 @@ class Memo:
     """
 
     def __init__(self, family: Family, modules: tuple[str, ...]) -> None:
-        self._ends = {module: linear for module, linear in family.ends if module in modules}
+        self._ends = {module: (linear, norm) for module, linear, norm in family.ends if module in modules}
         self._kept: dict[str, torch.Tensor] = {}  # module -> [samples, sequence, features]
         self._filled: dict[str, int] = {}  # samples
         self._finished: set[str] = set()  # those that hold the module's output instead of its last input
@@ -38,7 +38,9 @@ class Memo:
 
     def keep(self, name: str, inputs: torch.Tensor, samples: int) -> None:
         """Note what a linear, by full name, sees for the next batch of samples, if it ends a module."""
-        module = next((module for module, linear in self._ends.items() if name.endswith(f".{module}.{linear}")), None)
+        module = next(
+            (module for module, (linear, _) in self._ends.items() if name.endswith(f".{module}.{linear}")), None
+        )
         if module is None:
             return
         kept = self._kept.get(module)
@@ -65,8 +67,9 @@ class Memo:
 
     @contextmanager
     def _answering(self, skeleton: Skeleton, layer: nn.Module, name: str, at: list[int]) -> Iterator[None]:
-        module = layer.get_submodule(name)
-        linear = module.get_submodule(self._ends[name])
+        linear_name, norm_name = self._ends[name]
+        module, norm = layer.get_submodule(name), layer.get_submodule(norm_name)
+        linear = module.get_submodule(linear_name)
         finished = name in self._finished
         returns_pair = name == "self_attn"  # transformers' attention also returns its weights
 
@@ -81,11 +84,15 @@ class Memo:
                     part.copy_(output)
             return (output, None) if returns_pair else output
 
-        module.forward = answer
+        module.forward, norm.forward = answer, _unchanged
         try:
             yield
         finally:
-            del module.forward
+            del module.forward, norm.forward
 
     def _holds_output(self, module: str, skeleton: Skeleton) -> bool:
         return bool(self._kept[module].shape[-1] == skeleton.config.hidden_size)
+
+
+def _unchanged(hidden_states: torch.Tensor) -> torch.Tensor:
+    return hidden_states

@@ -10,6 +10,7 @@ import torch
 
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.formats import gptq as gptq_format
+from quantkit.hub import small_files
 from quantkit.plan.rows import Plan, Row
 from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
 from quantkit.weights.files import copy_file, write_file
@@ -17,18 +18,7 @@ from quantkit.weights.local import read_range
 from quantkit.weights.shards import ShardWriter, index_json, is_finished
 from quantkit.weights.source import Checkpoint
 
-# Weights in other forms, code, and what the artifact has of its own.
-NOT_COPIED_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".py", ".index.json", ".ot",
-)  # fmt: skip
-NOT_COPIED = (
-    "config.json",
-    "quantize_config.json",
-    "run.json",
-    "layers.jsonl",
-    "README.md",
-    ".gitattributes",
-)
+NOT_COPIED = ("config.json", "README.md")  # what the artifact has of its own
 SINGLE_FILE = "model.safetensors"
 
 
@@ -155,11 +145,9 @@ class ArtifactWriter:
 
 def copy_side_files(checkpoint: Checkpoint, output: Path) -> None:
     """Tokenizer, chat template, generation configuration and licence files, byte for byte."""
-    for name in checkpoint.files:
-        path = checkpoint.folder / name
-        plain = "/" not in name and not name.startswith(".")
-        if plain and path.is_file() and name not in NOT_COPIED and not name.endswith(NOT_COPIED_SUFFIXES):
-            copy_file(path, output / name)
+    for name in small_files(checkpoint.files):
+        if "/" not in name and name not in NOT_COPIED:
+            copy_file(checkpoint.folder / name, output / name)
 
 
 def write_configuration(output: Path, plan: Plan, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:

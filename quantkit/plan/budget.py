@@ -11,6 +11,7 @@ from quantkit.recipe import Recipe
 from quantkit.tensors import DTYPES
 
 BATCH_TOKENS = 2048
+CODE_BYTES = 50 * 2**20  # compiled kernels, thread pools, what the allocator keeps
 SMALL_FILES = 20 * 2**20  # tokenizer, configuration and reports on disk
 
 
@@ -76,7 +77,7 @@ def estimate(
     batch = max(1, BATCH_TOKENS // length) * length
     activations = samples * length * hidden * value if with_data else 0
     # One batch inside a layer: residual, norm, queries to values, gate, up and their product.
-    working_set = batch * (6 * hidden + 3 * inner) * value if with_data else 0
+    working_set = batch * (10 * hidden + 4 * inner) * value if with_data else 0
     layer = max(_layer_bytes(plan, stages, value) for stages in plan.layers) if with_data else 0
     stages = [stage for stages in plan.layers for stage in stages if stage.grid is not None]
     solve = max((_solve_bytes(stage, with_data) for stage in stages), default=0)
@@ -85,7 +86,7 @@ def estimate(
     embed = sum(_filled_bytes(row, value) for row in outer) if with_data else 0
     copy = max((row.source.nbytes + row.outputs[0].nbytes for row in outer), default=0)
     device = layer + max(solve, collect + working_set)
-    host = machine.base_bytes + activations
+    host = machine.base_bytes + CODE_BYTES + activations
     remembered: list[str] = []
     for module, size in _memo_bytes(plan, family, samples * length * value) if with_data else ():
         if host + size + device + embed + copy < machine.available_bytes:
@@ -109,7 +110,7 @@ def estimate(
 def _memo_bytes(plan: Plan, family: Family, column_bytes: int) -> list[tuple[str, int]]:
     """Bytes that remembering each module of a layer takes, the most useful first."""
     inputs = {name.partition(".0.")[2]: stage.in_features for stage in plan.layers[0] for name in stage.linears}
-    return [(module, inputs[f"{module}.{linear}"] * column_bytes) for module, linear in family.ends]
+    return [(module, inputs[f"{module}.{linear}"] * column_bytes) for module, linear, _ in family.ends]
 
 
 def _layer_bytes(plan: Plan, stages: tuple[Stage, ...], value: int) -> int:

@@ -170,7 +170,7 @@ def _common_grid(recipe: Recipe, wishes: dict[str, Grid | None], notes: list[str
     grid = different.pop() if different else recipe.grid
     if grid != recipe.grid and any(wish == recipe.grid for wish in wishes.values()):
         parts = [name.rpartition(".")[2] for name in wishes]
-        notes.append(f"a rule for one of {', '.join(parts)} holds for all of them: runtimes fuse them")
+        notes.append(f"what is set for one of {', '.join(parts)} holds for all of them: runtimes fuse them")
     return grid
 
 

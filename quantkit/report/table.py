@@ -8,12 +8,13 @@ from rich.table import Table
 
 from quantkit.units import format_bytes, format_gib, format_seconds
 
-SEED_LIST = 3  # notes and rounded linears shown before "and N more"
+TRANSFORMERS_NEEDS = " (transformers with optimum>=1.24 and gptqmodel>=1.4.3)"
+SHOWN_NAMES = 3  # notes and rounded linears shown before "and N more"
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """Print `Job.as_dict` on stdout."""
-    console = Console(highlight=False)
+    console = _console()
     recipe, budget = plan["recipe"], plan["budget"]
     source = plan["source"]["reference"]
     commit = plan["source"]["commit"]
@@ -52,7 +53,7 @@ def symmetric_note(recipe: dict[str, Any], symmetry: str) -> str:
 
 def print_result(output: Path, record: dict[str, Any]) -> None:
     """Print what a run made: size, error, predicted against measured, runtimes."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(
         f"{output}: {format_bytes(record['artifact_bytes'])}, {record['bits_per_weight']:.2f} bits per weight, "
         f"mean relative error of a linear {record['mean_relative_error']:.2e}",
@@ -70,14 +71,20 @@ def print_result(output: Path, record: dict[str, Any]) -> None:
     console.print(table)
     if record["rounded_to_nearest"]:
         names = record["rounded_to_nearest"]
-        more = f" and {len(names) - SEED_LIST} more" if len(names) > SEED_LIST else ""
-        shown = ", ".join(names[:SEED_LIST])
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        shown = ", ".join(names[:SHOWN_NAMES])
         console.print(f"warning: rounded to nearest, their Hessian could not be factorised: {shown}{more}")
     loads = [name for name, answer in record["runtimes"].items() if answer == "loads"]
-    console.print(f"loads in: {', '.join(loads)} (transformers {record['first_transformers']} or newer)")
+    console.print(f"loads in: {', '.join(loads)}" + TRANSFORMERS_NEEDS * ("transformers" in loads))
     for name, answer in record["runtimes"].items():
         if answer != "loads":
             console.print(f"not in {name}: {answer}", markup=False)
+
+
+def _console() -> Console:
+    """Wide enough that no line of a pipe or a log is broken; a terminal keeps its own width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160, soft_wrap=True)
 
 
 def _actions(rows: list[dict[str, Any]]) -> Table:

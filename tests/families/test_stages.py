@@ -85,14 +85,14 @@ def test_attention_and_mlp_give_what_their_last_linear_computes(model_and_family
     model, family = model_and_family
     layer = model.get_submodule(family.layers)[0]
     results, handles = {}, []
-    for name in [name for module, linear in family.ends for name in (module, f"{module}.{linear}")]:
+    for name in [name for module, linear, norm in family.ends for name in (module, f"{module}.{linear}", norm)]:
         hook = lambda _module, _inputs, output, name=name: results.update({name: output})  # noqa: E731
         handles.append(layer.get_submodule(name).register_forward_hook(hook))
     with torch.no_grad():
         model(token_ids(1, 12))
     for handle in handles:
         handle.remove()
-    for module, linear in family.ends:
+    for module, linear, _ in family.ends:
         output = results[module]
         first = output[0] if isinstance(output, tuple) else output
         assert torch.equal(first, results[f"{module}.{linear}"])
