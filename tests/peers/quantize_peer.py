@@ -10,6 +10,7 @@ The peers log to stdout and stderr; the JSON is the last line of stdout.
 wall_s, cpu_s       the peer's quantize call alone, all threads of this process (auto-round saves within that call)
 total_wall_s        load + quantize + save; the peer's imports too, unless --warm-up did them before
 peak_rss_bytes      highest resident memory of this process from load to save
+base_rss_bytes      resident memory before, with all libraries loaded
 warm                no kernel was compiled meanwhile: gptqmodel builds one (about 40 s) at its first use by a user.
                     --warm-up sees to it by quantizing a tiny random Llama first, outside all figures
 """
@@ -135,12 +136,12 @@ def warm_up(run: Callable[[Path, Samples, Path], object]) -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_rss_bytes() -> int:
-    """VmHWM: unlike getrusage's figure it does not count the process that started this one."""
+def rss_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak): unlike getrusage's figure it does not count the process that started this one."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status has no VmHWM: peak memory is read on Linux only")
+    raise SystemExit(f"/proc/self/status has no {field}: memory is read on Linux only")
 
 
 def main() -> None:
@@ -155,12 +156,12 @@ def main() -> None:
     if args.warm_up:
         warm_up(run)
     ids = json.loads(args.ids.read_text())
-    kernels = compiled_kernels()
+    kernels, base = compiled_kernels(), rss_bytes("VmRSS")
     start = time.perf_counter()
     cost = run(args.model_dir, ids, args.out_dir)
     cost["total_wall_s"] = time.perf_counter() - start
     result = {"peer": args.peer, "version": version(distribution)} | {k: round(v, 3) for k, v in cost.items()}
-    result |= {"peak_rss_bytes": peak_rss_bytes(), "warm": compiled_kernels() == kernels}
+    result |= {"peak_rss_bytes": rss_bytes("VmHWM"), "base_rss_bytes": base, "warm": compiled_kernels() == kernels}
     print(json.dumps(result), flush=True)
 
 
