@@ -62,7 +62,11 @@ def print_losses(folders: dict[str, Path]) -> None:
         sources.append(DequantizedSource(artifact.source, dict(artifact.config["quantization_config"])))
     skeleton = Skeleton(family_of(base.config), base.config, torch.float32)
     results = compare(skeleton, sources, sample_windows())
-    table = Table(title="What was made, and what was lost on text drawn from the model itself", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="What was made, and what was lost on text drawn from the model itself",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for column in ("", "size", "perplexity", "change", "KL divergence", "top-1 agreement"):
         table.add_column(column, justify="left" if not column else "right")
     for name, result in zip(("unquantized", *folders), results, strict=True):

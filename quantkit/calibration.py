@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -75,7 +76,7 @@ def text_sets(calibration: Calibration) -> list[TextSet]:
             found += [_shipped_set(shipped[part], weight * share) for part, share in mix.items()]
         elif name in shipped:
             found.append(_shipped_set(shipped[name], weight))
-        elif Path(name).is_file():
+        elif _is_file(name):
             found.append(_file_set(Path(name), weight))
         elif name in index["hub"]:
             found.append(_hub_set(name, index["hub"][name], weight))
@@ -85,6 +86,13 @@ def text_sets(calibration: Calibration) -> list[TextSet]:
                 f"no calibration text {name!r}", f"name a text or JSONL file, or one of: {', '.join(known)}"
             )
     return found
+
+
+def public_name(text: str) -> str:
+    """An entry of `calibration.text` without the local path of a file."""
+    name, weight = _split_weight(text)
+    short = Path(name).name if _is_file(name) else name
+    return short if weight == 1 else f"{short}:{weight:g}"
 
 
 def build_tokens(
@@ -107,27 +115,22 @@ def build_tokens(
     """
     length = min(calibration.sequence_length, longest or calibration.sequence_length)
     sets = text_sets(calibration)
-    total_weight = sum(text_set.weight for text_set in sets)
-    rows: list[list[int]] = []
-    used: list[tuple[str, int]] = []
-    leftover: list[int] = []
-    for text_set in sets:
-        wanted = calibration.samples * text_set.weight / total_weight * length
-        ids = _set_tokens(text_set, tokenizer, calibration.seed, wanted)
-        whole = min(len(ids) // length, max(0, round(wanted / length)))
-        rows += [ids[i * length : (i + 1) * length] for i in range(whole)]
-        rest = ids[whole * length :]
-        leftover += rest[: max(0, int(wanted) - whole * length)]
-        used.append((text_set.name, min(len(ids), max(int(wanted), whole * length))))
-    # What no set could fill alone: samples across the seams of sets.
-    extra = [leftover[i : i + length] for i in range(0, len(leftover) - length + 1, length)]
-    rows = (rows + extra)[: calibration.samples]
-    if not rows:
-        have = sum(count for _, count in used)
+    streams = [_TokenStream(text_set, tokenizer, calibration.seed) for text_set in sets]
+    counts = _shares(streams, [text_set.weight for text_set in sets], calibration.samples * length)
+    surplus = sum(counts) % length  # less than a sample: left out
+    counts = _shares(streams, [text_set.weight for text_set in sets], sum(counts) - surplus)
+    if not sum(counts):
         raise BadInputError(
-            f"the calibration text has {have} tokens, less than one sample of {length}",
+            f"the calibration text has {surplus} tokens, less than one sample of {length}",
             "give more text or a smaller --sequence-length",
         )
+    rows: list[list[int]] = []
+    rest: list[int] = []  # what is left of each set: samples across the seams of sets
+    for stream, count in zip(streams, counts, strict=True):
+        whole = count // length * length
+        rows += [stream.ids[start : start + length] for start in range(0, whole, length)]
+        rest += stream.ids[whole:count]
+    rows += [rest[start : start + length] for start in range(0, len(rest), length)]
     random.Random(calibration.seed).shuffle(rows)
     ids_tensor = torch.tensor(rows, dtype=torch.int64)
     if int(ids_tensor.max()) >= vocabulary:
@@ -136,23 +139,52 @@ def build_tokens(
             "tokenizer and weights are not of the same checkpoint",
         )
     digest = hashlib.sha256(ids_tensor.numpy().astype("<i8").tobytes()).hexdigest()
-    return CalibrationTokens(ids_tensor, digest, tuple(used), calibration.samples)
+    used = tuple((text_set.name, count) for text_set, count in zip(sets, counts, strict=True))
+    return CalibrationTokens(ids_tensor, digest, used, calibration.samples)
 
 
-def _set_tokens(text_set: TextSet, tokenizer: Tokenizer, seed: int, wanted: float) -> list[int]:
-    documents = text_set.documents()
-    if isinstance(documents, list):
-        documents = list(documents)
-        random.Random(seed).shuffle(documents)
-    ids: list[int] = []
-    for document in documents:
-        text = document if isinstance(document, str) else render_chat(document, tokenizer)
-        ids += tokenizer(text, add_special_tokens=isinstance(document, str))["input_ids"]
-        if tokenizer.eos_token_id is not None and isinstance(document, str):
-            ids.append(tokenizer.eos_token_id)
-        if len(ids) >= wanted:
-            break
-    return ids
+class _TokenStream:
+    """The tokens of one set, read as far as they are asked for."""
+
+    def __init__(self, text_set: TextSet, tokenizer: Tokenizer, seed: int) -> None:
+        documents = text_set.documents()
+        if isinstance(documents, list):
+            random.Random(seed).shuffle(documents)
+        self._documents = iter(documents)
+        self._tokenizer = tokenizer
+        self.ids: list[int] = []
+
+    def has(self, count: int) -> bool:
+        """Whether the set holds so many tokens."""
+        while len(self.ids) < count:
+            document = next(self._documents, None)
+            if document is None:
+                return False
+            plain = isinstance(document, str)
+            text = document if plain else render_chat(document, self._tokenizer)
+            self.ids += self._tokenizer(text, add_special_tokens=plain)["input_ids"]
+            if plain and self._tokenizer.eos_token_id is not None:
+                self.ids.append(self._tokenizer.eos_token_id)
+        return True
+
+
+def _shares(streams: list[_TokenStream], weights: list[float], total: int) -> list[int]:
+    """Tokens of each set: by weight, and what a short set cannot give comes from the others."""
+    counts = [0] * len(streams)
+    open_sets = set(range(len(streams)))
+    while open_sets:
+        left = total - sum(counts[i] for i in range(len(streams)) if i not in open_sets)
+        weight = sum(weights[i] for i in open_sets)
+        exact = {i: left * weights[i] / weight for i in sorted(open_sets)}
+        shares = {i: int(share) for i, share in exact.items()}
+        by_fraction = sorted(exact, key=lambda i: shares[i] - exact[i])
+        for i in by_fraction[: left - sum(shares.values())]:
+            shares[i] += 1
+        short = [i for i, share in shares.items() if not streams[i].has(share)]
+        for i in short or open_sets:
+            counts[i] = min(shares[i], len(streams[i].ids))
+        open_sets -= set(short) or open_sets
+    return counts
 
 
 def render_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
@@ -162,22 +194,33 @@ def render_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
 
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError:  # a template without a system role: the text without it
+        except TemplateError:  # a template without a system role: the chat without it
+            pass
+        try:
             return str(tokenizer.apply_chat_template([m for m in messages if m["role"] != "system"], tokenize=False))
+        except TemplateError as error:
+            raise BadInputError(f"the chat template refuses the calibration chats: {error}") from error
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _split_weight(text: str) -> tuple[str, float]:
     name, colon, weight = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or _is_file(text):
         return text, 1.0
     try:
         value = float(weight)
     except ValueError:
         return text, 1.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"the weight of {name!r} is {weight}, expected more than 0")
     return name, value
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def _shipped_set(row: dict[str, Any], weight: float) -> TextSet:
@@ -205,7 +248,7 @@ def _file_set(path: Path, weight: float) -> TextSet:
 
 def _parse_jsonl(text: str, name: str) -> list[Any]:
     documents: list[Any] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -213,10 +256,17 @@ def _parse_jsonl(text: str, name: str) -> list[Any]:
         except json.JSONDecodeError as error:
             raise BadInputError(f"{name} line {number} is not JSON: {error.msg}") from error
         document = row.get("text", row.get("messages")) if isinstance(row, dict) else None
-        if not isinstance(document, str | list):
+        if not (isinstance(document, str) or _is_chat(document)):
             raise BadInputError(f"{name} line {number} has neither text nor messages")
         documents.append(document)
     return documents
+
+
+def _is_chat(document: object) -> bool:
+    return isinstance(document, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in document
+    )
 
 
 def _hub_set(name: str, row: dict[str, Any], weight: float) -> TextSet:
@@ -234,7 +284,7 @@ def _hub_set(name: str, row: dict[str, Any], weight: float) -> TextSet:
                     return
                 yield document[row["column"]]
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise NetworkError(f"the Hub set {row['repo']} cannot be read: {first}") from error
 
     return TextSet(name, weight, row["licence"], documents)

@@ -91,7 +91,7 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse linears that cannot be packed instead of leaving them in 16 bits."),
 ]
-Context = Annotated[int, typer.Option("--context", help="Tokens of the KV cache in the table of machines.")]
+Context = Annotated[int, typer.Option("--context", min=1, help="Tokens of the KV cache in the table of machines.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew in a folder that holds an earlier run.")]
@@ -137,11 +137,12 @@ def gptq(
     from quantkit.pipeline.gptq import run
     from quantkit.progress import Shown
     from quantkit.report.table import print_result
+    from quantkit.rundir import restart_folder
 
     with Shown() as progress:
         job = _prepare(model, made, out, device, strict)
         if restart:
-            _remove_earlier_run(job.output)
+            restart_folder(job.output)
         for note in job.plan.notes:
             progress.say(f"note: {note}")
         progress.say(f"computing on {job.device.label}")
@@ -223,14 +224,6 @@ def _show_plan(job: "Job", context: int, as_json: bool) -> None:
         print_plan(job.as_dict(context))
 
 
-def _remove_earlier_run(folder: Path) -> None:
-    if not (folder / "run.json").is_file():
-        return
-    for path in folder.iterdir():
-        if path.name in OWN_FILES or path.suffix == ".safetensors" or path.suffix == ".partial":
-            path.unlink()
-
-
 def _print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, ensure_ascii=False))
 
@@ -250,14 +243,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         code = app(args=arguments or ["--help"], prog_name="quantkit", standalone_mode=False)
+        if code == INTERRUPTED:  # typer has caught the interruption itself
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except QuantkitError as error:
         return _fail(error, debug)
     except ClickException as error:
         return _fail(_usage_error(error), debug)
     except (KeyboardInterrupt, typer.Abort):
-        print("quantkit: interrupted; the same command continues", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _interrupted()
     except _Terminated:
         print("quantkit: terminated; the same command continues", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -270,6 +264,11 @@ def _run(arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _interrupted() -> int:
+    print("quantkit: interrupted; the same command continues", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _usage_error(error: Exception) -> UsageError:
@@ -289,10 +288,7 @@ def _fail(error: QuantkitError, debug: bool) -> int:
     return error.exit_code
 
 
-# What a run leaves behind beside its shards; --restart removes no other files.
-OWN_FILES = (
-    "run.json", "layers.jsonl", "config.json", "quantize_config.json", "model.safetensors.index.json"
-)  # fmt: skip
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Terminated(BaseException):

@@ -57,7 +57,8 @@ class Recipe(BaseModel):
     @field_validator("max_shard_size")
     @classmethod
     def _is_size(cls, value: str) -> str:
-        parse_bytes(value)
+        if parse_bytes(value) < 1:
+            raise UsageError(f"not a size: {value!r}", "write a number above 0 and a unit, such as 5GB")
         return value
 
     @field_validator("rules")
@@ -85,7 +86,11 @@ class Recipe(BaseModel):
 
     def patterns(self) -> tuple[str, ...]:
         """Every pattern of a rule or of `skip`."""
-        return (*self.skip, *(Rule.parse(rule, self.grid).pattern for rule in self.rules))
+        return (*self.skip, *self.rule_patterns())
+
+    def rule_patterns(self) -> tuple[str, ...]:
+        """Every pattern of a rule."""
+        return tuple(Rule.parse(rule, self.grid).pattern for rule in self.rules)
 
     def fingerprint(self) -> str:
         """sha256 over every field, for the record of the run."""
@@ -166,6 +171,8 @@ def make_recipe(fields: dict[str, Any]) -> Recipe:
     Raises:
         BadInputError: an unknown key or a value out of range.
     """
+    if wrong := [key for key in fields if not isinstance(key, str)]:
+        raise BadInputError(f"recipe key {wrong[0]!r} is not text")
     try:
         return Recipe(**fields)
     except ValidationError as error:

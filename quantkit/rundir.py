@@ -1,6 +1,7 @@
 """The job on disk: run.json, layers.jsonl, what is finished, and the fingerprint of its inputs."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from quantkit.weights.files import write_file
 
 RUN_FILE = "run.json"
 LAYERS_FILE = "layers.jsonl"
+OWN_FILES = (LAYERS_FILE, "config.json", "quantize_config.json", "model.safetensors.index.json")
 SCHEMA_VERSION = 1
 
 
@@ -33,6 +35,18 @@ def check_folder(folder: Path) -> None:
             raise BadInputError(
                 f"{folder} holds {item.name} and no {RUN_FILE}: it is not a folder of quantkit", "choose another --out"
             )
+
+
+def restart_folder(folder: Path) -> None:
+    """Remove what an earlier run of quantkit made, and nothing else; a folder of something else is left alone."""
+    if not (folder / RUN_FILE).is_file() or _read_record(folder / RUN_FILE) is None:
+        return
+    # An empty fingerprint first: from here on this is a folder in which a new run may begin.
+    begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": {}}
+    write_file(folder / RUN_FILE, json.dumps(begun).encode())
+    for path in folder.iterdir():
+        if path.name in OWN_FILES or path.suffix in (".safetensors", ".partial"):
+            path.unlink()
 
 
 class RunFolder:
@@ -63,8 +77,9 @@ class RunFolder:
         previous = self._previous()
         if previous is not None:
             self._compare(previous["fingerprint"], fingerprint)
-            self.complete = previous["status"] == "finished"
-            self.finished_layers = self._read_layers()
+            # config.json is written after run.json, as the very last file.
+            self.complete = previous["status"] == "finished" and (folder / "config.json").exists()
+            self.finished_layers = 0 if self.complete else self._read_layers()
         else:
             begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": dict(fingerprint)}
             self.write_run(begun)
@@ -81,6 +96,11 @@ class RunFolder:
         """Append the line that makes a layer final; its tensors must be on the disk already."""
         self._append({"finished": layer})
         self.finished_layers = layer + 1
+
+    def forget_from(self, layer: int) -> None:
+        """Count a layer and those after it as unfinished: their bytes are gone."""
+        if layer < self.finished_layers:
+            self.finished_layers = self._read_layers(layer)
 
     def linears(self) -> list[dict[str, Any]]:
         """The lines of finished layers, in order."""
@@ -103,13 +123,10 @@ class RunFolder:
         path = self.folder / RUN_FILE
         if not path.exists():
             return None
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            if {"status", "fingerprint"} <= record.keys():
-                return dict(record)
-        except (ValueError, AttributeError):
-            pass
-        raise BadInputError(f"{path} is not a record of quantkit", "choose another --out")
+        record = _read_record(path)
+        if record is None:
+            raise BadInputError(f"{path} is not a record of quantkit", "choose another --out")
+        return record if record["fingerprint"] else None
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         new = json.loads(json.dumps(new))  # as the file would give it back
@@ -120,8 +137,8 @@ class RunFolder:
                     "choose another --out, or --restart to begin anew",
                 )
 
-    def _read_layers(self) -> int:
-        """Count finished layers and cut what an interrupted layer left behind."""
+    def _read_layers(self, limit: float = math.inf) -> int:
+        """Count finished layers below a limit and cut the lines of all others."""
         path = self.folder / LAYERS_FILE
         if not path.exists():
             return 0
@@ -135,6 +152,18 @@ class RunFolder:
                 break
             pending.append(line)
             if "finished" in row:
+                if row["finished"] >= limit:
+                    break
                 kept, pending, finished = kept + pending, [], row["finished"] + 1
         write_file(path, "".join(line + "\n" for line in kept).encode())
         return finished
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """run.json, or None where it is not one of ours."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        ours = isinstance(record["fingerprint"], dict) and isinstance(record["status"], str)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return dict(record) if ours else None

@@ -3,20 +3,20 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantkit.calibration import CalibrationTokens, build_tokens, load_tokenizer
+from quantkit.calibration import CalibrationTokens, build_tokens, load_tokenizer, public_name
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import peak_resident_bytes, release_memory, reset_peak
 from quantkit.families.lookup import artifact_config
 from quantkit.formats.gptq_config import quantization_config
 from quantkit.formats.runtimes import runtime_table
 from quantkit.methods import gptq
-from quantkit.pipeline.job import Job, fingerprint, preflight, sample_length
+from quantkit.pipeline.job import Job, fingerprint, preflight, prepare, sample_length
 from quantkit.pipeline.layerwise import (
     QuantizedLinear,
     advance,
@@ -27,6 +27,7 @@ from quantkit.pipeline.layerwise import (
 from quantkit.pipeline.memo import Memo
 from quantkit.pipeline.output import ArtifactWriter, copy_side_files, write_configuration
 from quantkit.progress import Progress, Silent
+from quantkit.recipe import Recipe
 from quantkit.rundir import SCHEMA_VERSION, RunFolder
 from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.units import format_bytes
@@ -61,7 +62,9 @@ def run(job: Job, progress: Progress | None = None) -> Result:
     if job.checkpoint.download_bytes:
         progress.say(f"downloading {format_bytes(job.checkpoint.download_bytes)} of {job.checkpoint.repo_id}")
         pinned = open_checkpoint(f"{job.checkpoint.repo_id}@{job.checkpoint.commit}")
-        job = replace(job, checkpoint=pinned)
+        # Planned anew: of `.bin` files only the names were known, not what they hold.
+        device = str(job.device.device)
+        job = prepare(pinned.reference, job.recipe, output=job.output, device=device, strict=job.strict)
     reset_peak()
     tokens = _calibration_tokens(job, progress) if job.recipe.method == "gptq" else None
     inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
@@ -70,6 +73,7 @@ def run(job: Job, progress: Progress | None = None) -> Result:
         progress.say(f"{job.output} is finished already; nothing to do")
         return Result(job.output, json.loads((job.output / "run.json").read_text("utf-8")))
     with ArtifactWriter(job.plan, job.output, folder.finished_layers) as writer:
+        folder.forget_from(writer.intact_layers)
         try:
             _layers(job, tokens, folder, writer, progress)
         finally:
@@ -81,7 +85,7 @@ def run(job: Job, progress: Progress | None = None) -> Result:
 
 def _calibration_tokens(job: Job, progress: Progress) -> CalibrationTokens:
     tokenizer = load_tokenizer(job.checkpoint.folder)
-    vocabulary = int(job.checkpoint.config["vocab_size"])
+    vocabulary = job.plan.row(f"{job.family.embedding}.weight").source.shape[0]
     length = sample_length(job.recipe, job.checkpoint.config)
     tokens = build_tokens(job.recipe.calibration, tokenizer, vocabulary, length)
     samples, length = tokens.ids.shape
@@ -186,7 +190,7 @@ def _finish(
         "status": "finished",
         "fingerprint": inputs,
         "source": {"repo": job.checkpoint.repo_id, "commit": job.checkpoint.commit},
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": _published(recipe),
         "calibration": None
         if tokens is None
         else {
@@ -231,6 +235,13 @@ def _finish(
     folder.write_run(record)
     write_configuration(job.output, job.plan, config, described)
     return record
+
+
+def _published(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without local paths: a text file by its name alone."""
+    fields = recipe.model_dump(mode="json")
+    fields["calibration"]["text"] = [public_name(text) for text in recipe.calibration.text]
+    return fields
 
 
 def _peak_device_bytes(job: Job) -> int:

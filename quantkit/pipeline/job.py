@@ -41,6 +41,7 @@ class Job:
     budget: Budget
     device: Device
     output: Path
+    strict: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -127,7 +128,7 @@ def prepare(
         checkpoint.download_bytes,
     )
     where = output or Path(default_name(checkpoint, recipe))
-    return Job(checkpoint, family, recipe, plan, budget, chosen, where)
+    return Job(checkpoint, family, recipe, plan, budget, chosen, where, strict)
 
 
 def default_name(checkpoint: Checkpoint, recipe: Recipe) -> str:

@@ -33,15 +33,22 @@ def read_layer(source: TensorSource, names: list[str]) -> dict[str, torch.Tensor
     Raises:
         BadInputError: a value that is not finite.
     """
-    tensors = {}
-    for name in names:
-        tensor = source.read(name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
-            wrong = int((~torch.isfinite(tensor)).sum())
-            if wrong:
-                raise BadInputError(f"tensor {name} has {wrong} values that are NaN or infinite")
-        tensors[name] = tensor
-    return tensors
+    return {name: read_finite(source, name) for name in names}
+
+
+def read_finite(source: TensorSource, name: str) -> torch.Tensor:
+    """A tensor as stored.
+
+    Raises:
+        BadInputError: a value that is not finite.
+    """
+    tensor = source.read(name)
+    # A sum is one pass without a mask; only where it is not finite are the values looked at.
+    if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            raise BadInputError(f"tensor {name} has {wrong} values that are NaN or infinite")
+    return tensor
 
 
 def quantize_with_data(

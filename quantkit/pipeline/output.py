@@ -11,11 +11,12 @@ import torch
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.formats import gptq as gptq_format
 from quantkit.hub import small_files
+from quantkit.pipeline.layerwise import read_finite
 from quantkit.plan.rows import Plan, Row
 from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
 from quantkit.weights.files import copy_file, write_file
 from quantkit.weights.local import read_range
-from quantkit.weights.shards import ShardWriter, index_json, is_finished
+from quantkit.weights.shards import ShardWriter, index_json, is_finished, is_resumable
 from quantkit.weights.source import Checkpoint
 
 NOT_COPIED = ("config.json", "README.md")  # what the artifact has of its own
@@ -29,19 +30,23 @@ class ArtifactWriter:
         plan: rows and shards.
         folder: the output folder.
         finished_layers: layers that an earlier run has completed, from layers.jsonl.
+
+    Attributes:
+        intact_layers: how many of these still have their bytes.
     """
 
     def __init__(self, plan: Plan, folder: Path, finished_layers: int) -> None:
         self._folder, self._plan = folder, plan
         self._rows = {row.name: row for row in plan.rows}
+        self._writers: dict[str, ShardWriter] = {}
+        self._whole = {name for name, infos in plan.shards.items() if is_finished(folder, name, infos)}
+        self.intact_layers = self._count_intact(finished_layers)
         self._done = {
             info.name: info
             for row in plan.rows
-            if row.layer is not None and row.layer < finished_layers
+            if row.layer is not None and row.layer < self.intact_layers
             for info in row.outputs
         }
-        self._writers: dict[str, ShardWriter] = {}
-        self._whole = {name for name, infos in plan.shards.items() if is_finished(folder, name, infos)}
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +61,7 @@ class ArtifactWriter:
         """Write what lies outside of the layers: embedding, norm, head."""
         for row in self._plan.rows:
             if row.layer is None and row.action == "keep" and row.outputs[0].file not in self._whole:
-                self.write_kept(row.name, source.read(row.name))
+                self.write_kept(row.name, read_finite(source, row.name))
         self._sync()
 
     def write_kept(self, name: str, tensor: torch.Tensor) -> None:
@@ -112,7 +117,22 @@ class ArtifactWriter:
                 self._writers.pop(name).close()
                 self._whole.add(name)
 
+    def _count_intact(self, finished_layers: int) -> int:
+        lost = {
+            name
+            for name, infos in self._plan.shards.items()
+            if name not in self._whole and not is_resumable(self._folder, name, infos)
+        }
+        touched = [
+            row.layer
+            for row in self._plan.rows
+            if row.layer is not None and any(info.file in lost for info in row.outputs)
+        ]
+        return min([finished_layers, *touched])
+
     def _put(self, info: TensorInfo, tensor: torch.Tensor) -> None:
+        if info.file in self._whole:  # an earlier run ended between this shard's rename and its own record
+            return
         self._writer(info.file).write(info.name, tensor)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:

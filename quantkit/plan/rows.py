@@ -1,8 +1,7 @@
 """The plan: a row per tensor, made from headers alone; the run executes its rows and nothing else."""
 
 import fnmatch
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +51,10 @@ class Plan:
     kept_dtype: str  # of tensors that stay in 16 bits
     notes: tuple[str, ...]  # what the user should know before the run
 
+    def row(self, name: str) -> Row:
+        """The row of a tensor of the source."""
+        return next(row for row in self.rows if row.name == name)
+
     @property
     def artifact_bytes(self) -> int:
         """Bytes of all tensors written."""
@@ -94,8 +97,8 @@ def make_plan(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo], *
         tuple(_stage(family, recipe, infos, layer, names, strict, notes) for names in family.stages)
         for layer in range(count)
     )
-    _check_patterns(family, recipe, infos)
     grids = {name: stage.grid for stages in layers for stage in stages for name in stage.linears}
+    _check_patterns(family, recipe, grids)
     if not any(grids.values()):
         raise UsageError(
             "nothing is left to quantize: every linear stays in 16 bits",
@@ -174,20 +177,28 @@ def _common_grid(recipe: Recipe, wishes: dict[str, Grid | None], notes: list[str
     return grid
 
 
-def _check_patterns(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo]) -> None:
-    modules = {name.removesuffix(".weight") for name in infos if name.endswith(".weight")}
+def _check_patterns(family: Family, recipe: Recipe, linears: Iterable[str]) -> None:
+    """Every pattern names a linear, and none asks for a quantized head."""
+    linears = list(linears)
     for pattern in recipe.patterns():
-        named = [name for name in modules if matches(name, pattern)]
-        if not named and pattern != family.head:  # a tied head has no tensor of its own
+        if any(matches(name, pattern) for name in linears):
+            continue
+        if not matches(family.head, pattern):
             raise UsageError(
                 f"the pattern {pattern!r} names no linear of this checkpoint",
                 f"names look like {family.layers}.0.{family.linears[0]}",
             )
-    if family.head not in recipe.skip:
-        raise UsageError(
-            f"{family.head} cannot be quantized: transformers would load a random head without an error",
-            f"leave {family.head} in --skip",
-        )
+        if pattern in recipe.rule_patterns():
+            raise _head_refusal(family)
+    if not any(matches(family.head, pattern) for pattern in recipe.skip):
+        raise _head_refusal(family)
+
+
+def _head_refusal(family: Family) -> UsageError:
+    return UsageError(
+        f"{family.head} cannot be quantized: transformers would load a random head without an error",
+        f"leave {family.head} in --skip",
+    )
 
 
 def _in_order(family: Family, infos: Mapping[str, TensorInfo]) -> list[TensorInfo]:
@@ -221,17 +232,23 @@ def _row(family: Family, info: TensorInfo, grids: Mapping[str, Grid | None], kep
 
 def _place(rows: list[Row], limit: int) -> tuple[dict[str, tuple[TensorInfo, ...]], list[Row]]:
     """Fill shards in the order of the run; the tensors of one linear stay together."""
-    numbers: list[int] = []
+    sizes: dict[str, int] = {}  # module -> bytes, its weight and its bias
+    for row in rows:
+        module = row.name.rpartition(".")[0]
+        sizes[module] = sizes.get(module, 0) + sum(info.nbytes for info in row.outputs)
+    shard_of: dict[str, int] = {}
     shard, filled = 0, 0
-    for size in (math.fsum(info.nbytes for info in row.outputs) for row in rows):
-        if filled and filled + size > limit:
+    for module, size in sizes.items():
+        if filled and size and filled + size > limit:
             shard, filled = shard + 1, 0
-        filled += int(size)
-        numbers.append(shard)
+        filled += size
+        shard_of[module] = shard
     names = shard_names(shard + 1)
     placed = [
-        replace(row, outputs=tuple(replace(info, file=names[number]) for info in row.outputs))
-        for row, number in zip(rows, numbers, strict=True)
+        replace(
+            row, outputs=tuple(replace(info, file=names[shard_of[row.name.rpartition(".")[0]]]) for info in row.outputs)
+        )
+        for row in rows
     ]
     shards = {name: tuple(_of_shard(placed, name)) for name in names}
     return shards, placed

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from quantkit.units import format_bytes, format_gib, format_seconds
@@ -30,7 +31,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         f"{format_bytes(plan['artifact_bytes'])} in {shards} {'file' if shards == 1 else 'files'} "
         f"(from {format_bytes(plan['source_bytes'])}), {plan['bits_per_weight']:.2f} bits per weight",
     )
-    facts.add_row("output", plan["output"])
+    facts.add_row("output", escape(plan["output"]))
     facts.add_row("device", plan["device"])
     facts.add_row("peak host memory", format_gib(budget["host_bytes"]))
     if budget["device_bytes"]:

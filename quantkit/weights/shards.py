@@ -156,6 +156,11 @@ def is_finished(folder: Path, file_name: str, tensors: Sequence[TensorInfo]) -> 
     return _holds(folder / file_name, *_header(tensors))
 
 
+def is_resumable(folder: Path, file_name: str, tensors: Sequence[TensorInfo]) -> bool:
+    """Whether `ShardWriter.reopen` would continue the bytes of an earlier run."""
+    return _holds(folder / f".{file_name}.partial", *_header(tensors))
+
+
 def shard_names(count: int) -> list[str]:
     """The file names of a checkpoint in `count` safetensors files, as transformers gives them."""
     if count == 1:

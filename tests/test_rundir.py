@@ -1,0 +1,177 @@
+"""The job on disk: what is finished, what a crash left behind, and which inputs it was made from."""
+
+import json
+import os
+
+import pytest
+
+from quantkit.errors import BadInputError, DiskError
+from quantkit.rundir import RunFolder
+
+INPUTS = {"source": "abc", "recipe.bits": 4, "recipe.rules": ("a", "b"), "calibration_sha256": None}
+
+
+def lines(folder):
+    return (folder / "layers.jsonl").read_text("utf-8").splitlines()
+
+
+def record_layer(run, layer, names="abc"):
+    for name in names:
+        run.record_linear({"name": f"{layer}.{name}", "loss": 0.5})
+    run.record_finished(layer)
+
+
+def test_a_new_folder_says_what_is_being_made(tmp_path):
+    folder = tmp_path / "deep" / "out"
+    run = RunFolder(folder, INPUTS)
+    assert (run.finished_layers, run.complete, run.linears()) == (0, False, [])
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    assert record == {
+        "schema_version": 1,
+        "status": "running",
+        "fingerprint": {**INPUTS, "recipe.rules": ["a", "b"]},
+    }
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert RunFolder(tmp_path, INPUTS).finished_layers == 0
+
+
+def test_finished_layers_are_found_again(tmp_path):
+    run = RunFolder(tmp_path, INPUTS)
+    for layer in range(3):
+        record_layer(run, layer)
+        assert run.finished_layers == layer + 1
+    again = RunFolder(tmp_path, INPUTS)
+    assert (again.finished_layers, again.complete) == (3, False)
+    assert [row["name"] for row in again.linears()] == [f"{layer}.{name}" for layer in range(3) for name in "abc"]
+
+
+def test_the_lines_of_an_unfinished_layer_are_cut(tmp_path):
+    run = RunFolder(tmp_path, INPUTS)
+    record_layer(run, 0)
+    run.record_linear({"name": "1.a"})
+    again = RunFolder(tmp_path, INPUTS)
+    assert again.finished_layers == 1
+    assert [row["name"] for row in again.linears()] == ["0.a", "0.b", "0.c"]
+    record_layer(again, 1)
+    assert [row["name"] for row in RunFolder(tmp_path, INPUTS).linears()] == ["0.a", "0.b", "0.c", "1.a", "1.b", "1.c"]
+
+
+def test_a_crash_at_any_byte_of_the_log_loses_at_most_the_layer_at_work(tmp_path):
+    run = RunFolder(tmp_path / "whole", INPUTS)
+    record_layer(run, 0)
+    record_layer(run, 1, "a")
+    whole = (tmp_path / "whole" / "layers.jsonl").read_bytes()
+    second = whole.index(b'{"name": "1.a"')
+    for size in range(len(whole) + 1):
+        folder = tmp_path / str(size)
+        RunFolder(folder, INPUTS)
+        (folder / "layers.jsonl").write_bytes(whole[:size])
+        again = RunFolder(folder, INPUTS)
+        # A line is whole with or without its line end.
+        expected = 2 if size >= len(whole) - 1 else 1 if size >= second - 1 else 0
+        assert again.finished_layers == expected, size
+        record_layer(again, expected)
+        assert RunFolder(folder, INPUTS).finished_layers == expected + 1
+        assert all(json.loads(line) for line in lines(folder))
+
+
+def test_a_run_that_is_finished_says_so(tmp_path):
+    run = RunFolder(tmp_path, INPUTS)
+    record_layer(run, 0)
+    run.write_run({"status": "finished", "fingerprint": INPUTS, "more": 1})
+    assert not RunFolder(tmp_path, INPUTS).complete  # config.json, the last file, is not there yet
+    (tmp_path / "config.json").write_text("{}")
+    again = RunFolder(tmp_path, INPUTS)
+    assert again.complete
+    assert json.loads((tmp_path / "run.json").read_text("utf-8"))["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "key", "old", "new"),
+    [
+        ({"recipe.bits": 8}, "recipe.bits", 4, 8),
+        ({"recipe.rules": ("b", "a")}, "recipe.rules", ["a", "b"], ["b", "a"]),
+        ({"calibration_sha256": "f00"}, "calibration_sha256", None, "f00"),
+        ({"version.torch": "9"}, "version.torch", None, "9"),
+    ],
+)
+@pytest.mark.parametrize("status", ["running", "finished"])
+def test_other_inputs_are_refused_by_name(tmp_path, changed, key, old, new, status):
+    RunFolder(tmp_path, INPUTS).write_run({"status": status, "fingerprint": INPUTS})
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(BadInputError) as caught:
+        RunFolder(tmp_path, INPUTS | changed)
+    assert str(caught.value) == f"{tmp_path} holds a run with {key} {old}, this one has {new}"
+    assert caught.value.hint == "choose another --out, or --restart to begin anew"
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_an_input_that_is_gone_is_named_too(tmp_path):
+    RunFolder(tmp_path, INPUTS)
+    with pytest.raises(BadInputError, match="a run with source abc, this one has None"):
+        RunFolder(tmp_path, {key: value for key, value in INPUTS.items() if key != "source"})
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "config.json", ".git"])
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BadInputError) as caught:
+        RunFolder(tmp_path, INPUTS)
+    assert str(caught.value) == f"{tmp_path} holds {name} and no run.json: it is not a folder of quantkit"
+    assert caught.value.hint == "choose another --out"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"5", b"{}", b'{"status": "running"}', b"\xff\xfe"])
+def test_a_run_json_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(BadInputError) as caught:
+        RunFolder(tmp_path, INPUTS)
+    assert str(caught.value) == f"{tmp_path / 'run.json'} is not a record of quantkit"
+    assert (tmp_path / "run.json").read_bytes() == content
+
+
+def test_a_run_json_with_another_kind_of_fingerprint_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "running", "fingerprint": "abc"}')
+    with pytest.raises(BadInputError):
+        RunFolder(tmp_path, INPUTS)
+
+
+def test_a_crash_in_the_first_write_does_not_close_the_folder(tmp_path):
+    (tmp_path / ".run.json.partial").write_text('{"schema_ver')
+    assert RunFolder(tmp_path, INPUTS).finished_layers == 0
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(BadInputError) as caught:
+        RunFolder(tmp_path / "out", INPUTS)
+    assert str(caught.value) == f"{tmp_path / 'out'} is a file, expected a folder"
+    assert caught.value.hint == "choose another --out"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(DiskError, match="cannot"):
+        RunFolder(tmp_path / "out", INPUTS)
+
+
+def test_a_disk_that_refuses_the_log_is_named(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, INPUTS)
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"layers.jsonl: No space left on device"):
+        run.record_linear({"name": "a"})
+
+
+def test_no_partial_file_is_left(tmp_path):
+    run = RunFolder(tmp_path, INPUTS)
+    record_layer(run, 0)
+    RunFolder(tmp_path, INPUTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.jsonl", "run.json"]
