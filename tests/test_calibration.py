@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quantkit.calibration import build_tokens, load_tokenizer, render_chat, text_sets
 from quantkit.errors import BadInputError, NetworkError, QuantkitError, UsageError
@@ -201,6 +203,45 @@ def test_weights_are_kept_within_one_sample(tokenizer, tmp_path, samples, weight
     for letter, weight in weights.items():
         share = samples * 32 * weight / sum(weights.values())
         assert abs(found[letter] - share) <= 32 + 2, letter  # two special tokens of a document
+
+
+LENGTHS = {"q": 37, "z": 210, "x": 1000, "w": 4000}
+
+
+@pytest.fixture(scope="module")
+def four_files(tokenizer_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    paths = {letter: constant_file(folder, letter, length) for letter, length in LENGTHS.items()}
+    return load_tokenizer(tokenizer_folder), paths
+
+
+@given(
+    st.dictionaries(st.sampled_from("qzxw"), st.floats(0.001, 1000), min_size=1),
+    st.integers(1, 60),
+    st.integers(1, 64),
+    st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_mix_gives_all_samples_there_are_by_weight(four_files, weights, samples, length, seed):
+    tokenizer, paths = four_files
+    texts = [f"{paths[letter]}:{weight!r}" for letter, weight in weights.items()]
+    held = {letter: LENGTHS[letter] + 2 for letter in weights}  # with the special tokens
+    possible = min(samples, sum(held.values()) // length)
+    if not possible:
+        with pytest.raises(BadInputError, match="less than one sample"):
+            tokens_of(tokenizer, *texts, samples=samples, length=length, seed=seed)
+        return
+    tokens = tokens_of(tokenizer, *texts, samples=samples, length=length, seed=seed)
+    assert tokens.ids.shape == (possible, length)
+    used = dict(zip(weights, (count for _, count in tokens.sets), strict=True))
+    assert sum(used.values()) == tokens.ids.numel()
+    found = counts(tokenizer, tokens, weights)
+    assert all(0 <= used[letter] - found[letter] <= 2 for letter in weights)
+    # Whoever did not give all that it holds gave as much for its weight as any other at least.
+    rates = {letter: used[letter] / weights[letter] for letter in weights}
+    for letter, weight in weights.items():
+        if used[letter] < held[letter]:
+            assert all(rates[letter] >= rates[other] - 1 / weights[other] - 1 / weight for other in weights)
 
 
 @pytest.mark.parametrize("samples", [8, 16, 31])

@@ -1,6 +1,7 @@
 """A run that died is continued where it stopped; other inputs and foreign folders are refused."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -144,9 +145,7 @@ def test_a_crash_between_a_layers_bytes_and_its_line_does_that_layer_again(
     [
         "copy_side_files",
         "quantization_config",
-        pytest.param(
-            "write_configuration",
-        ),
+        "write_configuration",
     ],
 )
 def test_a_crash_among_the_small_files_writes_them_again(source, whole, tmp_path, monkeypatch, step):
@@ -209,6 +208,15 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(source, tmp_path,
     assert message in str(caught.value)
     assert caught.value.hint == "choose another --out, or --restart to begin anew"
     assert digests(tmp_path / "out", "*") == before
+
+
+def test_another_dtype_of_computation_is_refused(source, tmp_path):
+    job = job_of(source, tmp_path / "out")
+    other = torch.float32 if job.device.dtype == torch.bfloat16 else torch.bfloat16
+    with pytest.raises(KeyboardInterrupt):
+        run(job, Recorder(layer=0))
+    with pytest.raises(BadInputError, match="holds a run with compute cpu "):
+        run(replace(job, device=replace(job.device, dtype=other)))
 
 
 def test_what_does_not_change_the_bytes_may_change(source, whole, tmp_path):
@@ -303,6 +311,25 @@ def test_bytes_of_finished_layers_that_are_gone_are_made_again_or_reported_at_on
         assert not progress.linears
     else:
         assert_same(tmp_path / "out", whole("gptq", **SHARDED))
+
+
+UNSEEN = pytest.mark.xfail(strict=True, reason="of a finished run only config.json is looked for")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "config.json",
+        pytest.param("model.safetensors", marks=UNSEEN),
+        pytest.param("quantize_config.json", marks=UNSEEN),
+        pytest.param("tokenizer.json", marks=UNSEEN),
+    ],
+)
+def test_a_file_of_a_finished_run_that_was_lost_is_made_again(source, whole, tmp_path, lost):
+    quantize(source, tmp_path / "out")
+    (tmp_path / "out" / lost).unlink()
+    quantize(source, tmp_path / "out")
+    assert_same(tmp_path / "out", whole())
 
 
 def test_the_job_of_another_prepare_continues_too(source, whole, tmp_path):
