@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from quantkit.calibration import build_tokens, load_tokenizer
+from quantkit.calibration import build_tokens
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.lookup import family_of
 from quantkit.formats.gptq_source import DequantizedSource
@@ -33,6 +33,7 @@ from quantkit.lockstep import compare
 from quantkit.recipe import Calibration
 from quantkit.skeleton import Skeleton
 from quantkit.versions import versions
+from quantkit.vocab.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"

@@ -17,7 +17,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from quantkit.calibration import load_tokenizer
 from quantkit.families.lookup import family_of
 from quantkit.formats.gptq_source import DequantizedSource
 from quantkit.lockstep import compare
@@ -27,6 +26,7 @@ from quantkit.progress import Shown
 from quantkit.recipe import Calibration, Recipe
 from quantkit.skeleton import Skeleton
 from quantkit.units import format_bytes
+from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 
 MODEL = Path(__file__).parent / "tiny-llama"

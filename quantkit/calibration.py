@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,26 +37,6 @@ class CalibrationTokens:
     sha256: str  # over the ids as little-endian int64
     sets: tuple[tuple[str, int], ...]  # name, tokens used
     asked_samples: int
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer through transformers, without remote code.
-
-    Raises:
-        BadInputError: there is none, or it does not load.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer.model_max_length = sys.maxsize  # documents are cut here, no warning is needed
-        return tokenizer
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInputError(
-            f"the tokenizer of {folder.name} does not load: {first}",
-            "calibration needs tokenizer.json or tokenizer.model; --method rtn needs no calibration",
-        ) from error
 
 
 def text_sets(calibration: Calibration) -> list[TextSet]:

@@ -81,8 +81,14 @@ class RunFolder:
             self.complete = previous["status"] == "finished" and (folder / "config.json").exists()
             self.finished_layers = 0 if self.complete else self._read_layers()
         else:
+            (folder / LAYERS_FILE).unlink(missing_ok=True)  # of a run that was restarted
             begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": dict(fingerprint)}
             self.write_run(begun)
+
+    def reopen(self) -> None:
+        """Go on with a finished run of which a file was lost."""
+        self.complete = False
+        self.finished_layers = self._read_layers()
 
     def write_run(self, record: Mapping[str, Any]) -> None:
         """Replace run.json."""

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.calibration import build_tokens, load_tokenizer, render_chat, text_sets
+from quantkit.calibration import build_tokens, render_chat, text_sets
 from quantkit.errors import BadInputError, NetworkError, QuantkitError, UsageError
 from quantkit.recipe import Calibration, data_folder
+from quantkit.vocab.load import load_tokenizer
 
 FOLDER = data_folder("calibration")
 INDEX = json.loads((FOLDER / "index.json").read_text("utf-8"))

@@ -211,7 +211,6 @@ def test_a_restart_leaves_the_folder_of_another_program_alone(tmp_path, content)
     assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="a run that begins does not look for the log of an earlier one")
 def test_a_restart_that_dies_midway_leaves_no_finished_layer(tmp_path, monkeypatch):
     finished_run(tmp_path)
 

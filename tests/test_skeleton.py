@@ -8,10 +8,10 @@ import torch
 import transformers
 from tiny import OWN, SHAPE, VARIANTS, make_model, token_ids
 
-from quantkit.calibration import load_tokenizer
 from quantkit.errors import BadInputError
 from quantkit.families.lookup import family_of
 from quantkit.skeleton import InputReached, Skeleton, stop_at
+from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 
 

@@ -34,6 +34,10 @@ class Family:
     dropped: tuple[str, ...] = ROTARY_BUFFERS  # patterns of tensors that nothing reads
     first_transformers: str = "4.28"  # oldest version whose native class loads the artifact
     config_set: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    # Checkpoints of a longer context than this leave their rotary settings to remote code; by context,
+    # what that code says. None: config.json says all.
+    rope_stated_to: int | None = None
+    rope_by_context: Mapping[int, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
     config_drop: tuple[str, ...] = ("auto_map",)
 
     @property

@@ -52,6 +52,28 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def artifact_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the artifact, before its quantization_config: the source's, remapped."""
+    """config.json of the artifact, before its quantization_config: the source's, remapped.
+
+    Raises:
+        BadInputError: the rotary settings stand in remote code that is not known here.
+    """
     kept = {key: value for key, value in config.items() if key not in family.config_drop}
-    return kept | dict(family.config_set)
+    return kept | dict(family.config_set) | dict(_rope_settings(family, config))
+
+
+def _rope_settings(family: Family, config: Mapping[str, Any]) -> Mapping[str, object]:
+    context = config.get("max_position_embeddings")
+    unstated = not any(key in config for key in ("rope_theta", "rope_scaling", "rope_parameters"))
+    if (
+        family.rope_stated_to is None
+        or not isinstance(context, int)
+        or context <= family.rope_stated_to
+        or not unstated
+    ):
+        return {}
+    if context not in family.rope_by_context:
+        raise BadInputError(
+            f"config.json has a context of {context} tokens and no rope_theta",
+            "its remote code sets the rotary embedding; write rope_theta and rope_scaling into config.json",
+        )
+    return family.rope_by_context[context]

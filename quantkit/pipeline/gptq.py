@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from quantkit.calibration import CalibrationTokens, build_tokens, load_tokenizer, public_name
+from quantkit.calibration import CalibrationTokens, build_tokens, public_name
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import peak_resident_bytes, release_memory, reset_peak
-from quantkit.families.lookup import artifact_config
 from quantkit.formats.gptq_config import quantization_config
 from quantkit.formats.runtimes import runtime_table
 from quantkit.methods import gptq
@@ -25,13 +24,15 @@ from quantkit.pipeline.layerwise import (
     read_layer,
 )
 from quantkit.pipeline.memo import Memo
-from quantkit.pipeline.output import ArtifactWriter, copy_side_files, write_configuration
+from quantkit.pipeline.output import ArtifactWriter, copy_side_files, is_whole, write_configuration
+from quantkit.plan.rows import DTYPE_OPTION
 from quantkit.progress import Progress, Silent
 from quantkit.recipe import Recipe
 from quantkit.rundir import SCHEMA_VERSION, RunFolder
 from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.units import format_bytes
 from quantkit.versions import version, versions
+from quantkit.vocab.load import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def run(job: Job, progress: Progress | None = None) -> Result:
     tokens = _calibration_tokens(job, progress) if job.recipe.method == "gptq" else None
     inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
     folder = RunFolder(job.output, inputs)
+    if folder.complete and not is_whole(job.checkpoint, job.plan, job.output):
+        progress.say(f"{job.output} was finished, but a file is gone; making it again")
+        folder.reopen()
     if folder.complete:
         progress.say(f"{job.output} is finished already; nothing to do")
         return Result(job.output, json.loads((job.output / "run.json").read_text("utf-8")))
@@ -84,9 +88,9 @@ def run(job: Job, progress: Progress | None = None) -> Result:
 
 
 def _calibration_tokens(job: Job, progress: Progress) -> CalibrationTokens:
-    tokenizer = load_tokenizer(job.checkpoint.folder)
+    tokenizer = load_tokenizer(job.checkpoint.folder, job.config)
     vocabulary = job.plan.row(f"{job.family.embedding}.weight").source.shape[0]
-    length = sample_length(job.recipe, job.checkpoint.config)
+    length = sample_length(job.recipe, job.config)
     tokens = build_tokens(job.recipe.calibration, tokenizer, vocabulary, length)
     samples, length = tokens.ids.shape
     progress.say(f"calibration: {samples} x {length} tokens from {', '.join(name for name, _ in tokens.sets)}")
@@ -102,7 +106,7 @@ def _layers(
     job: Job, tokens: CalibrationTokens | None, folder: RunFolder, writer: ArtifactWriter, progress: Progress
 ) -> None:
     source = job.checkpoint.source
-    skeleton = Skeleton(job.family, job.checkpoint.config, job.device.dtype, job.device.device)
+    skeleton = job.skeleton
     hidden, calls = torch.empty(0), [LayerCall((), {})] * len(job.plan.layers)
     if tokens is not None:
         outer = skeleton.outer_names()
@@ -223,7 +227,6 @@ def _finish(
         "first_transformers": job.family.first_transformers,
     }
     copy_side_files(job.checkpoint, job.output)
-    config = artifact_config(job.family, job.checkpoint.config)
     described = quantization_config(
         recipe.grid,
         job.plan.grids(),
@@ -233,6 +236,8 @@ def _finish(
         version=version(),
     )
     folder.write_run(record)
+    stored = DTYPE_OPTION[job.plan.kept_dtype]
+    config = {key: stored if key in ("torch_dtype", "dtype") else value for key, value in job.config.items()}
     write_configuration(job.output, job.plan, config, described)
     return record
 

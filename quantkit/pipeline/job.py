@@ -15,7 +15,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
 from quantkit.errors import BadInputError, DiskError, OutOfMemoryError
 from quantkit.families.family import Family
-from quantkit.families.lookup import family_of
+from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, runtime_table
 from quantkit.plan.budget import Budget, Machine, estimate
 from quantkit.plan.rows import Plan, Row, layer_of, make_plan
@@ -41,6 +41,8 @@ class Job:
     budget: Budget
     device: Device
     output: Path
+    config: Mapping[str, Any]  # config.json of the artifact, before its quantization_config
+    skeleton: Skeleton
     strict: bool = False
 
     @property
@@ -105,7 +107,8 @@ def prepare(
     chosen = choose_device(device)
     checkpoint = open_checkpoint(reference, headers_only=True)
     family = family_of(checkpoint.config)
-    skeleton = Skeleton(family, checkpoint.config, chosen.dtype)
+    config = artifact_config(family, checkpoint.config)
+    skeleton = Skeleton(family, config, chosen.dtype, chosen.device)
     infos = checkpoint.source.infos or _infos_from(skeleton, checkpoint)
     check_tensors(family, skeleton, infos)
     plan = make_plan(family, recipe, infos, strict=strict)
@@ -114,7 +117,7 @@ def prepare(
         plan,
         family,
         recipe,
-        checkpoint.config,
+        config,
         Machine(
             compute_bytes=chosen.dtype.itemsize,
             on_host=chosen.device.type == "cpu",
@@ -124,11 +127,11 @@ def prepare(
             exact_rate=measure_rate(chosen.device, torch.float32),
         ),
         recipe.calibration.samples,
-        sample_length(recipe, checkpoint.config),
+        sample_length(recipe, config),
         checkpoint.download_bytes,
     )
     where = output or Path(default_name(checkpoint, recipe))
-    return Job(checkpoint, family, recipe, plan, budget, chosen, where, strict)
+    return Job(checkpoint, family, recipe, plan, budget, chosen, where, config, skeleton, strict)
 
 
 def default_name(checkpoint: Checkpoint, recipe: Recipe) -> str:

@@ -17,6 +17,8 @@ from quantkit.plan.rows import Stage
 from quantkit.skeleton import InputReached, LayerCall, Skeleton, stop_at
 from quantkit.tensors import QuantizedWeight, TensorSource
 
+LARGE_STAGE = 2**21  # weights of a stage from which freed memory goes back before and after the solver
+
 
 @dataclass(frozen=True)
 class QuantizedLinear:
@@ -72,7 +74,9 @@ def quantize_with_data(
             continue
         started = time.perf_counter()
         hessian = collect_hessian(skeleton, stage, hidden, call, memo)
-        release_memory()  # what the forward freed would otherwise lie beneath what the solver takes
+        large = stage.in_features * sum(stage.out_features) >= LARGE_STAGE
+        if large:  # what the forward freed would otherwise lie beneath what the solver takes
+            release_memory()
         rows = [tensors.pop(name + ".weight") for name in stage.linears]
         weight = torch.cat(rows).to(skeleton.device) if len(rows) > 1 else rows[0].to(skeleton.device)
         del rows
@@ -84,7 +88,8 @@ def quantize_with_data(
                 "finished layers are kept; use --device cpu",
             ) from error
         del weight, hessian
-        release_memory()
+        if large:
+            release_memory()
         seconds = time.perf_counter() - started
         yield from _fill_and_split(skeleton, stage, outcome, seconds)
 

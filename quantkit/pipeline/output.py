@@ -14,6 +14,7 @@ from quantkit.hub import small_files
 from quantkit.pipeline.layerwise import read_finite
 from quantkit.plan.rows import Plan, Row
 from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
+from quantkit.vocab.repair import repaired
 from quantkit.weights.files import copy_file, write_file
 from quantkit.weights.local import read_range
 from quantkit.weights.shards import ShardWriter, index_json, is_finished, is_resumable
@@ -163,11 +164,21 @@ class ArtifactWriter:
                 self._whole.add(name)
 
 
+def is_whole(checkpoint: Checkpoint, plan: Plan, output: Path) -> bool:
+    """Whether a finished artifact still has all its files."""
+    small = ["quantize_config.json", *_side_files(checkpoint)]
+    shards = all(is_finished(output, name, infos) for name, infos in plan.shards.items())
+    return shards and all((output / name).is_file() for name in small)
+
+
 def copy_side_files(checkpoint: Checkpoint, output: Path) -> None:
-    """Tokenizer, chat template, generation configuration and licence files, byte for byte."""
-    for name in small_files(checkpoint.files):
-        if "/" not in name and name not in NOT_COPIED:
+    """Tokenizer, chat template, generation configuration and licence files, byte for byte unless mended."""
+    for name in _side_files(checkpoint):
+        mended = repaired((checkpoint.folder / name).read_bytes()) if name == "tokenizer.json" else None
+        if mended is None:
             copy_file(checkpoint.folder / name, output / name)
+        else:
+            write_file(output / name, mended)
 
 
 def write_configuration(output: Path, plan: Plan, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
@@ -177,6 +188,10 @@ def write_configuration(output: Path, plan: Plan, config: Mapping[str, Any], qua
         write_file(output / "model.safetensors.index.json", index)
     write_file(output / "quantize_config.json", _json(quantization))
     write_file(output / "config.json", _json({**config, "quantization_config": quantization}))
+
+
+def _side_files(checkpoint: Checkpoint) -> list[str]:
+    return [name for name in small_files(checkpoint.files) if "/" not in name and name not in NOT_COPIED]
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

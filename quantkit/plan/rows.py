@@ -16,6 +16,7 @@ from quantkit.weights.shards import shard_names
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 DTYPE_OF_OPTION = {"float16": "F16", "bfloat16": "BF16"}
+DTYPE_OPTION = {name: option for option, name in DTYPE_OF_OPTION.items()}
 
 
 @dataclass(frozen=True)

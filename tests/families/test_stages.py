@@ -105,10 +105,12 @@ def test_an_architecture_belongs_to_one_family():
     names = [name for family in FAMILIES for name in family.architectures]
     assert len(names) == len(set(names))
     for family in FAMILIES:
-        assert family.model_class in family.architectures
+        if not family.config_set:  # a family that is written as itself
+            assert family.model_class in family.architectures
         assert hasattr(transformers, family.model_class)
 
 
 def test_every_family_is_tried():
     tried = {family_of({"architectures": [architecture]}).name for architecture, _ in VARIANTS.values()}
-    assert tried == {family.name for family in FAMILIES}
+    # What is written as another family's class has that family's layers; tests/pipeline/test_xverse.py runs it.
+    assert tried == {family.name for family in FAMILIES if family.model_class in family.architectures}

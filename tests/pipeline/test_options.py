@@ -20,11 +20,12 @@ from artifacts import (
     stored,
 )
 
-from quantkit.calibration import build_tokens, load_tokenizer
+from quantkit.calibration import build_tokens
 from quantkit.errors import BadInputError, UsageError
 from quantkit.pipeline.memo import Memo
 from quantkit.recipe import Calibration
 from quantkit.tensors import Grid
+from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 
 LINEARS = 14  # of two layers

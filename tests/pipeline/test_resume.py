@@ -313,16 +313,13 @@ def test_bytes_of_finished_layers_that_are_gone_are_made_again_or_reported_at_on
         assert_same(tmp_path / "out", whole("gptq", **SHARDED))
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="of a finished run only config.json is looked for")
-
-
 @pytest.mark.parametrize(
     "lost",
     [
         "config.json",
-        pytest.param("model.safetensors", marks=UNSEEN),
-        pytest.param("quantize_config.json", marks=UNSEEN),
-        pytest.param("tokenizer.json", marks=UNSEEN),
+        pytest.param("model.safetensors"),
+        pytest.param("quantize_config.json"),
+        pytest.param("tokenizer.json"),
     ],
 )
 def test_a_file_of_a_finished_run_that_was_lost_is_made_again(source, whole, tmp_path, lost):

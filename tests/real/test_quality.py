@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantkit.calibration import load_tokenizer
 from quantkit.families.lookup import family_of
 from quantkit.formats.gptq_source import DequantizedSource
 from quantkit.lockstep import Comparison, compare
@@ -15,6 +14,7 @@ from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import Job, prepare
 from quantkit.recipe import Calibration, Recipe
 from quantkit.skeleton import Skeleton
+from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 
 CALIBRATION = Calibration(samples=8, sequence_length=128)
