@@ -28,6 +28,16 @@ def _round_to_half(x: np.float32) -> np.float32:
     return rounded if x >= 0 else -rounded
 
 
+@njit(inline="always")
+def _tile(weight: Floats, first: int, lanes: int, start: int, width: int) -> Floats:
+    """Rows and columns of a tile with the rows in lanes: [width, LANES], zero beyond the last row."""
+    x = np.zeros((width, LANES), np.float32)
+    for lane in range(lanes):
+        for k in range(width):
+            x[k, lane] = weight[first + lane, start + k]
+    return x
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
 def symmetric_scales(
     weight: Floats,  # [rows, columns]
@@ -49,10 +59,7 @@ def symmetric_scales(
         tile, group = work // groups, work % groups
         first, start = tile * LANES, group * group_columns
         lanes, width = min(LANES, rows - first), min(group_columns, columns - start)
-        x = np.zeros((width, LANES), np.float32)
-        for lane in range(lanes):
-            for k in range(width):
-                x[k, lane] = weight[first + lane, start + k]
+        x = _tile(weight, first, lanes, start, width)
         peak, signed_peak = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
         for k in range(width):
             for lane in range(LANES):
@@ -128,10 +135,7 @@ def asymmetric_scales(
         tile, group = work // groups, work % groups
         first, start = tile * LANES, group * group_columns
         lanes, width = min(LANES, rows - first), min(group_columns, columns - start)
-        x = np.zeros((width, LANES), np.float32)
-        for lane in range(lanes):
-            for k in range(width):
-                x[k, lane] = weight[first + lane, start + k]
+        x = _tile(weight, first, lanes, start, width)
         least, most = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
         for k in range(width):
             for lane in range(LANES):

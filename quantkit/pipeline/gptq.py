@@ -15,7 +15,7 @@ from quantkit.devices import peak_resident_bytes, release_memory, reset_peak
 from quantkit.formats.gptq_config import quantization_config
 from quantkit.formats.runtimes import runtime_table
 from quantkit.methods import gptq
-from quantkit.pipeline.job import Job, fingerprint, preflight, prepare, sample_length
+from quantkit.pipeline.job import Job, file_hashes, fingerprint, preflight, prepare, sample_length
 from quantkit.pipeline.layerwise import (
     QuantizedLinear,
     advance,
@@ -186,14 +186,44 @@ def _finish(
     cpu_seconds: float,
 ) -> dict[str, Any]:
     """Small files last: what has a config.json is whole."""
+    record = _run_record(job, tokens, inputs, folder, seconds, cpu_seconds)
+    copy_side_files(job.checkpoint, job.output)
+    stored = DTYPE_OPTION[job.plan.kept_dtype]
+    config = {key: stored if key in ("torch_dtype", "dtype") else value for key, value in job.config.items()}
+    described = quantization_config(
+        job.recipe.grid,
+        job.plan.grids(),
+        job.family.fused,
+        desc_act=job.layout.desc_act,
+        damp_percent=job.recipe.damp_percent if job.recipe.method == "gptq" else None,
+        version=version(),
+    )
+    folder.write_run(record)
+    write_configuration(job.output, job.plan, config, described)
+    return record
+
+
+def _run_record(
+    job: Job,
+    tokens: CalibrationTokens | None,
+    inputs: dict[str, Any],
+    folder: RunFolder,
+    seconds: float,
+    cpu_seconds: float,
+) -> dict[str, Any]:
+    """run.json of a finished run."""
     recipe = job.recipe
     linears = folder.linears()
     rounded = [row["name"] for row in linears if recipe.method == "gptq" and row["method"] == "rtn"]
-    record: dict[str, Any] = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "status": "finished",
         "fingerprint": inputs,
-        "source": {"repo": job.checkpoint.repo_id, "commit": job.checkpoint.commit},
+        "source": {
+            "repo": job.checkpoint.repo_id,
+            "commit": job.checkpoint.commit,
+            "files": file_hashes(job) if job.checkpoint.commit else inputs["source"],
+        },
         "recipe": _published(recipe),
         "calibration": None
         if tokens is None
@@ -226,20 +256,6 @@ def _finish(
         "runtimes": {row.runtime.name: row.reason or "loads" for row in runtime_table(job.layout)},
         "first_transformers": job.family.first_transformers,
     }
-    copy_side_files(job.checkpoint, job.output)
-    described = quantization_config(
-        recipe.grid,
-        job.plan.grids(),
-        job.family.fused,
-        desc_act=job.layout.desc_act,
-        damp_percent=recipe.damp_percent if recipe.method == "gptq" else None,
-        version=version(),
-    )
-    folder.write_run(record)
-    stored = DTYPE_OPTION[job.plan.kept_dtype]
-    config = {key: stored if key in ("torch_dtype", "dtype") else value for key, value in job.config.items()}
-    write_configuration(job.output, job.plan, config, described)
-    return record
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def test_the_record_says_from_what_and_how_it_was_made(made):
     assert record["schema_version"] == 1
     assert record["status"] == "finished"
     assert record["recipe"] == json.loads(make_recipe(SMALL | {"bits": 8}).model_dump_json())
-    assert record["source"] == {"repo": None, "commit": None}
+    assert record["source"] == {"repo": None, "commit": None, "files": record["fingerprint"]["source"]}
     weights = {path.name for path in made.source.iterdir() if path.suffix in (".safetensors", ".bin")}
     patterns = ("config.json", *weights)
     expected = {name: digest for pattern in patterns for name, digest in digests(made.source, pattern).items()}

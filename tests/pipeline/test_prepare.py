@@ -344,6 +344,9 @@ def test_a_repository_is_planned_without_its_weights_and_gives_the_artifact_of_i
     for pattern in ("*.safetensors", "config.json", "tokenizer*.json"):
         assert digests(tmp_path / "hub", pattern) == digests(tmp_path / "local", pattern)
     record = read_json(tmp_path / "hub" / "run.json")
+    files = record["source"].pop("files")
+    assert "config.json" in files
+    assert all(len(digest) == 64 for digest in files.values())
     assert record["source"] == {"repo": hub_server.REPO, "commit": hub_server.COMMIT}
     assert record["fingerprint"]["source"] == hub_server.COMMIT
     for path in (tmp_path / "hub").iterdir():
