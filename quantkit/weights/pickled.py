@@ -41,9 +41,10 @@ _LOAD_ERRORS = (
 def read_pickled_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a `.bin` file, by name.
 
-    The pickle inside goes through the unpickler of torch's `weights_only=True`, which makes tensors
-    of no memory here; the zip file's directory says where the bytes of each storage stand. (torch
-    itself *computes* such places from its own way of writing, which other writers need not share.)
+    `torch.load(weights_only=True, mmap=True)` opens the file first; nothing that it refuses is read.
+    The same unpickler then makes tensors of no memory, to learn which storage each lies in; the zip
+    file's directory says where the bytes of each storage stand. (torch itself *computes* such places
+    from its own way of writing, which other writers need not share.)
 
     Args:
         path: a file of `torch.save` in its zip form (torch 1.6 and later).
@@ -58,6 +59,7 @@ def read_pickled_header(path: Path) -> dict[str, TensorInfo]:
         tensors = _Tensors(*_read_records(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual pickle protocols; what matters is refused
+            torch.load(path, weights_only=True, mmap=True, map_location="meta")  # what torch refuses, is refused
             state = tensors.load()  # type: ignore[no-untyped-call]
     except FileNotFoundError as error:
         raise NotFoundError(f"no such file: {path}") from error
