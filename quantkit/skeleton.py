@@ -17,12 +17,16 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from quantkit.errors import BadInputError
+from quantkit.families.checks import refusal
 from quantkit.families.family import Family
 
 # What transformers raises for configurations that make no sense.
 REFUSALS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
+)  # fmt: skip
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
 )  # fmt: skip
 
 
@@ -32,6 +36,15 @@ class LayerCall:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def widened(self, samples: int) -> "LayerCall":
+        """The call for a batch: its mask is seen once per sample, as XGLM insists."""
+
+        def seen(value: Any) -> Any:  # noqa: ANN401
+            is_mask = isinstance(value, torch.Tensor) and value.dim() == 4  # [1, 1, queries, keys]
+            return value.expand(samples, -1, -1, -1) if is_mask else value
+
+        return LayerCall(tuple(map(seen, self.args)), {name: seen(value) for name, value in self.kwargs.items()})
 
 
 class Skeleton:
@@ -59,9 +72,10 @@ class Skeleton:
         try:
             self.config = model_class.config_class.from_dict(copy.deepcopy(dict(config)))
             with parameters_on_meta():
-                self.model = model_class._from_config(self.config, dtype=dtype, attn_implementation="sdpa")
+                self.model = model_class._from_config(self.config, dtype=dtype, attn_implementation=family.attention)
         except REFUSALS as error:
-            raise BadInputError(f"transformers {transformers.__version__} refuses this config.json: {error}") from error
+            library = f"transformers {transformers.__version__}"
+            raise BadInputError(f"{library} refuses this config.json: {refusal(error, config)}") from error
         self.model.tie_weights()
         self._tied = bool(getattr(self.config, "tie_word_embeddings", False))
         self.model.eval().requires_grad_(False)
@@ -74,6 +88,15 @@ class Skeleton:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter that a checkpoint must hold (tied ones once)."""
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+
+    def sizes(self) -> dict[str, Any]:
+        """The configuration's sizes by the names that most families use, transformers' defaults included."""
+        return {name: getattr(self.config, name, None) for name in SIZES}
+
+    @property
+    def model_type(self) -> str:
+        """What config.json says under `model_type` for this class."""
+        return str(type(self.config).model_type)
 
     def tied(self) -> bool:
         """Whether the head is the embedding."""
@@ -94,11 +117,22 @@ class Skeleton:
         inner, head = self.family.layers + ".", self.family.head + "."
         return [name for name in self.tensors() if not name.startswith((inner, head))]
 
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give parameters, named as in the checkpoint, their values in the compute dtype."""
+    def head_names(self) -> list[str]:
+        """Parameters behind the decoder layers, which `finish` needs."""
+        if self._tied:
+            return self.outer_names()
+        head = [name for name in self.tensors() if name.startswith(self.family.head + ".")]
+        return [name for name in self.outer_names() if name != self.family.embedding + ".weight"] + head
+
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.tensors()[self.family.embedding + ".weight"][0]
+
+    def fill(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+        """Give parameters, named as in the checkpoint, their values; in the compute dtype unless told."""
         for name, tensor in tensors.items():
             path, _, leaf = name.rpartition(".")
-            value = tensor.to(device=self.device, dtype=self.dtype)
+            value = tensor.to(device=self.device, dtype=dtype or self.dtype)
             self.model.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         self._tie()
 
@@ -132,20 +166,34 @@ class Skeleton:
             compute dtype, and each layer's call, recorded on one sample: it holds for every batch.
         """
         hidden = torch.empty(0)
+        calls: list[LayerCall] = []
+        for row, ids in enumerate(token_ids):
+            first, calls = self.begin(input_ids=ids.unsqueeze(0).to(self.device), use_cache=False)
+            if row == 0:
+                hidden = torch.empty(len(token_ids), *first.shape[1:], dtype=self.dtype)
+            hidden[row] = first[0]
+        return hidden, calls
+
+    @torch.no_grad()
+    def begin(self, **inputs: Any) -> tuple[torch.Tensor, list[LayerCall]]:  # noqa: ANN401
+        """Run transformers' forward with recorders for layers once; the outer parameters must be filled.
+
+        Args:
+            inputs: what the forward takes, on the skeleton's device: input_ids [batch, sequence], perhaps
+                attention_mask, position_ids and past_key_values, which the layers then fill.
+
+        Returns:
+            Hidden states before the first layer [batch, sequence, hidden], and each layer's call.
+        """
         recorders = [_Recorder(layer) for layer in self.layers]
         with self._replaced_layers(recorders):
-            for row, ids in enumerate(token_ids):
-                self.model.base_model(input_ids=ids.unsqueeze(0).to(self.device), use_cache=False)
-                first = recorders[0].hidden
-                if row == 0:
-                    hidden = torch.empty(len(token_ids), *first.shape[1:], dtype=self.dtype)
-                hidden[row] = first[0]
-        calls = [LayerCall(recorder.args, recorder.kwargs) for recorder in recorders]
-        return hidden, calls
+            self.model.base_model(**inputs)
+        return recorders[0].hidden, [LayerCall(recorder.args, recorder.kwargs) for recorder in recorders]
 
     @torch.no_grad()
     def run_layer(self, index: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """One filled decoder layer on hidden states [batch, sequence, hidden]."""
+        call = call.widened(len(hidden))
         output = self.layers[index](hidden, *call.args, **call.kwargs)
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
@@ -164,9 +212,8 @@ class Skeleton:
         """
         passes = [_Recorder(layer) for layer in self.layers]
         passes[0].replacement = hidden.to(self.device)
-        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
-        with self._replaced_layers(passes):
-            logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
+        with self._replaced_layers(passes):  # with embeddings given, the embedding itself may be empty
+            logits: torch.Tensor = self.model(inputs_embeds=passes[0].replacement, use_cache=False).logits
         return logits
 
     @contextmanager

@@ -11,6 +11,11 @@ def version() -> str:
     return importlib.metadata.version("quantkit")
 
 
+def newest(*numbers: str) -> str:
+    """The highest of version numbers such as 4.51.3."""
+    return max(numbers, key=lambda number: tuple(int(part) for part in number.split(".")))
+
+
 def versions() -> dict[str, str]:
     """Python and the libraries by name."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,5 +1,21 @@
-"""What holds for every test."""
+"""What holds for every test, and what many of them ask for."""
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as quantkit.cli.main does; read when torch is imported
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models this small a second thread costs more than it gives."""
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])

@@ -1,6 +1,5 @@
 """One decoder layer: its Hessians, its quantized linears and what it hands on, against transformers' own layers."""
 
-import numba
 import pytest
 import torch
 import transformers
@@ -25,21 +24,11 @@ from quantkit.skeleton import Skeleton
 from quantkit.tensors import Grid
 from quantkit.weights.source import open_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = token_ids(5, 32)
 GRID = Grid(4, 32)
 BOTH = ("self_attn", "mlp")
 SETTINGS = gptq.Settings("static", 0.05)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For models this small a second thread costs more than it gives."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
 
 
 class Layer:
@@ -69,6 +58,11 @@ class Layer:
 
     def weight(self, linear):
         return self.source.read(f"{self.skeleton.family.layers}.0.{linear}.weight")
+
+    @property
+    def ends(self):
+        """Every module that a memo can answer for."""
+        return tuple(end.module for end in self.skeleton.family.ends)
 
     def quantize(self, remembered=()):
         kept = Memo(self.skeleton.family, remembered)
@@ -147,7 +141,7 @@ def test_large_values_are_not_taken_for_infinite(dtype):
 
 def test_hessians_are_those_of_the_inputs_that_transformers_shows(layer):
     model = transformers_model(layer.checkpoint)
-    kept = Memo(layer.skeleton.family, BOTH)
+    kept = Memo(layer.skeleton.family, layer.ends)
     for stage in layer.stages:
         found = collect_hessian(layer.skeleton, stage, layer.hidden, layer.call, kept)
         expected = hessian_reference(input_of(model, stage.linears[0]))
@@ -204,15 +198,12 @@ def test_weights_are_given_up_as_they_are_used(make_layer):
     assert set(layer.tensors) == names - taken
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"),
-    [("llama", 1), ("llama", 100_000), ("llama-biases", 64), ("mistral", 64), ("qwen3", 64), ("phi3", 64)],
-)
+@pytest.mark.parametrize(("name", "tokens"), [("llama", 1), ("llama", 100_000), *((name, 64) for name in VARIANTS)])
 def test_what_is_remembered_changes_no_bit(make_layer, monkeypatch, name, tokens):
     monkeypatch.setattr(layerwise, "BATCH_TOKENS", tokens)
     plain = make_layer(name)
     expected = plain.quantize()
-    for remembered in (("self_attn",), ("mlp",), BOTH):
+    for remembered in (plain.ends[:1], plain.ends[1:], plain.ends):
         layer = make_layer(name)
         for one, two in zip(expected, layer.quantize(remembered), strict=True):
             assert one.name == two.name
@@ -235,6 +226,24 @@ def test_what_is_remembered_is_not_computed_again(make_layer, remembered, passes
     assert (calls.count("self_attn.q_proj"), calls.count("mlp.gate_proj")) == passes
     for name in BOTH:
         assert "forward" not in vars(layer.skeleton.layers[0].get_submodule(name))
+
+
+def test_with_everything_remembered_each_linear_is_computed_once(layer):
+    """Once for calibration; those that end a module then answer from what was kept, not by a forward."""
+    family, calls = layer.skeleton.family, []
+
+    def hook_of(name):
+        def hook(module, _inputs, _output):
+            if "forward" not in vars(module):  # else the memo answers
+                calls.append(name)
+
+        return hook
+
+    for name in family.linears:
+        layer.skeleton.layers[0].get_submodule(name).register_forward_hook(hook_of(name))
+    layer.quantize(layer.ends)
+    ends = {end.linear for end in family.ends}
+    assert sorted(calls) == sorted(set(family.linears) - ends)
 
 
 def test_a_memo_serves_one_layer_after_another(make_layer):

@@ -14,16 +14,7 @@ from quantkit.skeleton import InputReached, Skeleton, stop_at
 from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For models this small a second thread costs more than it gives."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.bfloat16]
 IDS = token_ids(5, 24)
 BATCH = 2  # of five samples: the last batch is a smaller one
@@ -79,9 +70,7 @@ def stream(skeleton, checkpoint, ids, batch=BATCH):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_streamed_logits_are_bit_for_bit_those_of_transformers(checkpoint, dtype):
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, dtype=dtype, attn_implementation="sdpa"
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
     with torch.no_grad():
         expected = torch.cat([model(part, use_cache=False).logits for part in IDS.split(BATCH)])
     skeleton = skeleton_of(checkpoint, dtype)
@@ -126,6 +115,13 @@ def test_tensors_are_those_of_the_checkpoint(checkpoint):
             full = f"{skeleton.family.layers}.{index}.{name}"
             assert shapes.pop(full) == checkpoint.source.infos[full + ".weight"].shape
     assert shapes == {}
+
+
+def test_sizes_have_one_name_in_every_family(checkpoint):
+    sizes, linears = skeleton_of(checkpoint).sizes(), skeleton_of(checkpoint).linear_shapes()
+    assert sizes["num_hidden_layers"] == len(skeleton_of(checkpoint).layers)
+    assert sizes["num_attention_heads"] == SHAPE["num_attention_heads"]
+    assert all(sizes["hidden_size"] in shape for name, shape in linears.items() if "gate" not in name)
 
 
 def test_a_fresh_skeleton_knows_whether_its_head_is_tied(checkpoint):

@@ -34,6 +34,7 @@ SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+TIED = {"tie_word_embeddings": True}
 # What an architecture's config.json has beside SHAPE.
 OWN = {
     "LlamaForCausalLM": {"model_type": "llama", "rope_theta": 10000.0},
@@ -42,6 +43,61 @@ OWN = {
     "Qwen2ForCausalLM": {"model_type": "qwen2", "rope_theta": 1000000.0, "use_sliding_window": False},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "rope_theta": 1000000.0, "head_dim": 32},
     "Phi3ForCausalLM": {"model_type": "phi3", "rope_theta": 10000.0},
+    "GemmaForCausalLM": {"model_type": "gemma", "head_dim": 32} | TIED,
+    "Gemma2ForCausalLM": {
+        "model_type": "gemma2",
+        "head_dim": 32,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 2.0,  # low enough to be felt
+        "final_logit_softcapping": 5.0,
+    }
+    | TIED,
+    "Gemma3ForCausalLM": {
+        "model_type": "gemma3_text",
+        "head_dim": 64,  # heads together are wider than the hidden states
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+    }
+    | TIED,
+    "GlmForCausalLM": {"model_type": "glm", "head_dim": 32, "attention_bias": True, "partial_rotary_factor": 0.5},
+    "Glm4ForCausalLM": {"model_type": "glm4", "head_dim": 32, "attention_bias": True, "partial_rotary_factor": 0.5},
+    "OlmoForCausalLM": {"model_type": "olmo", "clip_qkv": 1.0},
+    "Olmo2ForCausalLM": {"model_type": "olmo2", "rope_theta": 500000.0},
+    "GraniteForCausalLM": {
+        "model_type": "granite",
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.125,
+        "logits_scaling": 1.5,
+    }
+    | TIED,
+    "SmolLM3ForCausalLM": {"model_type": "smollm3", "no_rope_layers": [1, 0], "no_rope_layer_interval": 2} | TIED,
+    "CohereForCausalLM": {"model_type": "cohere", "logit_scale": 0.75, "use_qk_norm": True} | TIED,
+    "Cohere2ForCausalLM": {
+        "model_type": "cohere2",
+        "logit_scale": 0.75,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | TIED,
+    "Starcoder2ForCausalLM": {"model_type": "starcoder2", "use_bias": True, "sliding_window": 8} | TIED,
+    "XGLMForCausalLM": {"model_type": "xglm", "scale_embedding": True, "activation_function": "gelu"} | TIED,
+}
+# What an architecture calls the settings of SHAPE; None: it has no such setting.
+RENAMED: Mapping[str, Mapping[str, str | None]] = {
+    "XGLMForCausalLM": {
+        "hidden_size": "d_model",
+        "intermediate_size": "ffn_dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "attention_heads",
+        "num_key_value_heads": None,
+        "rms_norm_eps": None,
+        "hidden_act": None,
+    }
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -67,6 +123,19 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "qwen3": ("Qwen3ForCausalLM", {"hidden_size": 64, "tie_word_embeddings": True}),
     "phi3": ("Phi3ForCausalLM", {}),
     "phi3-longrope": ("Phi3ForCausalLM", {"rope_scaling": LONG_ROPE, "original_max_position_embeddings": 16}),
+    "gemma": ("GemmaForCausalLM", {}),
+    "gemma2": ("Gemma2ForCausalLM", {}),
+    "gemma3": ("Gemma3ForCausalLM", {}),
+    "glm": ("GlmForCausalLM", {}),
+    "glm4": ("Glm4ForCausalLM", {}),
+    "olmo": ("OlmoForCausalLM", {}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "granite": ("GraniteForCausalLM", {}),
+    "smollm3": ("SmolLM3ForCausalLM", {}),
+    "cohere": ("CohereForCausalLM", {}),
+    "cohere2": ("Cohere2ForCausalLM", {}),
+    "starcoder2": ("Starcoder2ForCausalLM", {}),
+    "xglm": ("XGLMForCausalLM", {}),
 }
 
 TEXT = """The river rose in the night, and by morning the lower fields were a sheet of brown water.
@@ -108,7 +177,7 @@ def make_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"architectures": [architecture], "torch_dtype": str(dtype).removeprefix("torch.")}
-    settings |= SHAPE | OWN[architecture] | config
+    settings |= own_config(architecture, **config)
     write_json(folder / "config.json", settings)
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     write_weights(folder, random_weights(settings, dtype, seed), layout, bool(settings["tie_word_embeddings"]))
@@ -126,6 +195,13 @@ def make_model(
         },
     )
     return folder
+
+
+def own_config(architecture: str, **config: object) -> dict[str, object]:
+    """SHAPE, OWN and what is asked for, under the names that the architecture uses."""
+    renamed = RENAMED.get(architecture, {})
+    asked = SHAPE | OWN[architecture] | config
+    return {name: value for key, value in asked.items() if (name := renamed.get(key, key)) is not None}
 
 
 def random_weights(settings: Mapping[str, object], dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:

@@ -9,12 +9,21 @@ ROTARY_BUFFERS = ("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_
 
 
 @dataclass(frozen=True)
+class End:
+    """A module of a layer whose output is that of its last linear: what need not be computed twice."""
+
+    module: str
+    linear: str  # its name in the layer; the module itself where that is a linear
+    only_for: tuple[str, ...] = ()  # modules whose output nothing but this one reads, such as its norm
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about one family, checked by a test against transformers' own model.
 
-    A stage is the set of linears of a layer that share one input; stages are listed in the order in
-    which the layer computes them. `fused` names the linears that runtimes merge into one: they must
-    be treated alike.
+    A stage is the set of linears of a layer that are computed one after the other from one input; stages
+    are listed in the order of computation. `fused` names the linears that runtimes merge into one: they
+    must be treated alike.
     """
 
     name: str
@@ -25,12 +34,13 @@ class Family:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
-    # Modules of a layer whose output is that of their last linear, with the norm that only they read:
-    # (module, its last linear, norm). What need not be computed twice.
-    ends: tuple[tuple[str, str, str], ...] = (
-        ("self_attn", "o_proj", "input_layernorm"),
-        ("mlp", "down_proj", "post_attention_layernorm"),
+    ends: tuple[End, ...] = (
+        End("self_attn", "self_attn.o_proj", ("input_layernorm",)),
+        End("mlp", "mlp.down_proj", ("post_attention_layernorm",)),
     )
+    # Where transformers has no fused attention for the class: what one attention score takes at the peak,
+    # in bytes, by the bytes of the compute dtype.
+    score_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     dropped: tuple[str, ...] = ROTARY_BUFFERS  # patterns of tensors that nothing reads
     first_transformers: str = "4.28"  # oldest version whose native class loads the artifact
     config_set: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -39,6 +49,11 @@ class Family:
     rope_stated_to: int | None = None
     rope_by_context: Mapping[int, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
     config_drop: tuple[str, ...] = ("auto_map",)
+
+    @property
+    def attention(self) -> str:
+        """Which of transformers' implementations computes the attention."""
+        return "eager" if self.score_bytes else "sdpa"
 
     @property
     def linears(self) -> tuple[str, ...]:

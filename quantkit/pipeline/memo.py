@@ -26,7 +26,7 @@ class Memo:
     """
 
     def __init__(self, family: Family, modules: tuple[str, ...]) -> None:
-        self._ends = {module: (linear, norm) for module, linear, norm in family.ends if module in modules}
+        self._ends = {end.module: end for end in family.ends if end.module in modules}
         self._kept: dict[str, torch.Tensor] = {}  # module -> [samples, sequence, features]
         self._filled: dict[str, int] = {}  # samples
         self._finished: set[str] = set()  # those that hold the module's output instead of its last input
@@ -38,9 +38,7 @@ class Memo:
 
     def keep(self, name: str, inputs: torch.Tensor, samples: int) -> None:
         """Note what a linear, by full name, sees for the next batch of samples, if it ends a module."""
-        module = next(
-            (module for module, (linear, _) in self._ends.items() if name.endswith(f".{module}.{linear}")), None
-        )
+        module = next((end.module for end in self._ends.values() if name.endswith("." + end.linear)), None)
         if module is None:
             return
         kept = self._kept.get(module)
@@ -67,9 +65,9 @@ class Memo:
 
     @contextmanager
     def _answering(self, skeleton: Skeleton, layer: nn.Module, name: str, at: list[int]) -> Iterator[None]:
-        linear_name, norm_name = self._ends[name]
-        module, norm = layer.get_submodule(name), layer.get_submodule(norm_name)
-        linear = module.get_submodule(linear_name)
+        end = self._ends[name]
+        module, needless = layer.get_submodule(name), [layer.get_submodule(other) for other in end.only_for]
+        linear = layer.get_submodule(end.linear).forward  # bound before `module`, which it may be, answers
         finished = name in self._finished
         returns_pair = name == "self_attn"  # transformers' attention also returns its weights
 
@@ -84,11 +82,11 @@ class Memo:
                     part.copy_(output)
             return (output, None) if returns_pair else output
 
-        module.forward, norm.forward = answer, _unchanged
-        try:
+        with ExitStack() as stack:
+            for one, forward in [(module, answer), *((other, _unchanged) for other in needless)]:
+                one.forward = forward
+                stack.callback(one.__delattr__, "forward")
             yield
-        finally:
-            del module.forward, norm.forward
 
     def _holds_output(self, module: str, skeleton: Skeleton) -> bool:
         return bool(self._kept[module].shape[-1] == skeleton.config.hidden_size)

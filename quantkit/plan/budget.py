@@ -50,7 +50,7 @@ def estimate(
     plan: Plan,
     family: Family,
     recipe: Recipe,
-    config: Mapping[str, Any],
+    sizes: Mapping[str, Any],
     machine: Machine,
     samples: int,
     length: int,
@@ -62,22 +62,23 @@ def estimate(
         plan: rows and stages.
         family: which modules can be remembered.
         recipe: method and calibration.
-        config: config.json, for the hidden and intermediate size.
+        sizes: hidden and intermediate size, attention heads; see `Skeleton.sizes`.
         machine: dtype, base memory and measured rates.
         samples: calibration sequences.
         length: tokens of each.
         download: bytes that must be fetched first.
     """
     value = machine.compute_bytes
-    hidden, inner = (
-        int(config["hidden_size"]),
-        int(config.get("intermediate_size") or 4 * config["hidden_size"]),
-    )
+    hidden = int(sizes["hidden_size"])
+    inner = int(sizes.get("intermediate_size") or 4 * hidden)
     with_data = recipe.method == "gptq"
     batch = max(1, BATCH_TOKENS // length) * length
     activations = samples * length * hidden * value if with_data else 0
     # One batch inside a layer: residual, norm, queries to values, gate, up and their product.
     working_set = batch * (10 * hidden + 4 * inner) * value if with_data else 0
+    scores = 0  # every token of the batch with every token of its sample
+    if with_data and family.score_bytes:
+        scores = batch * length * int(sizes["num_attention_heads"]) * family.score_bytes[value]
     layer = max(_layer_bytes(plan, stages, value) for stages in plan.layers) if with_data else 0
     stages = [stage for stages in plan.layers for stage in stages if stage.grid is not None]
     solve = max((_solve_bytes(stage, with_data) for stage in stages), default=0)
@@ -85,7 +86,7 @@ def estimate(
     outer = [row for row in plan.rows if row.layer is None and row.action == "keep"]
     embed = sum(_filled_bytes(row, value) for row in outer) if with_data else 0
     copy = max((row.source.nbytes + row.outputs[0].nbytes for row in outer), default=0)
-    device = layer + max(solve, collect + working_set)
+    device = layer + max(solve, collect + working_set + scores)
     host = machine.base_bytes + CODE_BYTES + activations
     remembered: list[str] = []
     for module, size in _memo_bytes(plan, family, samples * length * value) if with_data else ():
@@ -110,7 +111,7 @@ def estimate(
 def _memo_bytes(plan: Plan, family: Family, column_bytes: int) -> list[tuple[str, int]]:
     """Bytes that remembering each module of a layer takes, the most useful first."""
     inputs = {name.partition(".0.")[2]: stage.in_features for stage in plan.layers[0] for name in stage.linears}
-    return [(module, inputs[f"{module}.{linear}"] * column_bytes) for module, linear, _ in family.ends]
+    return [(end.module, inputs[end.linear] * column_bytes) for end in family.ends]
 
 
 def _layer_bytes(plan: Plan, stages: tuple[Stage, ...], value: int) -> int:

@@ -1,16 +1,48 @@
 """From config.json to a family, or to a sentence that names what is in the way."""
 
+import re
+from pathlib import Path
+
 import pytest
-from tiny import OWN, SHAPE
+from tiny import OWN, SHAPE, own_config
 
 from quantkit.errors import BadInputError
 from quantkit.families import FAMILIES
-from quantkit.families.lookup import artifact_config, family_of
+from quantkit.families.lookup import artifact_config, family_of, first_transformers
+from quantkit.formats.gptq_config import FIRST_TRANSFORMERS
+from quantkit.versions import newest
 
 
 @pytest.mark.parametrize("architecture", OWN)
 def test_known_architectures_have_a_family(architecture):
     assert architecture in family_of({"architectures": [architecture]}).architectures
+
+
+# What the config.json of published checkpoints says, and the family that reads them.
+PUBLISHED = [
+    ("Yi-34B-Chat", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "llama"),
+    ("vicuna-7b-v1.1", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "llama"),
+    ("early 2023 conversions", {"architectures": ["LLaMAForCausalLM"], "model_type": "llama"}, "llama"),
+    ("Qwen2.5-72B-Instruct", {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "qwen2"),
+    ("Phi-4-mini-instruct", {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}, "phi3"),
+    ("gemma-3-1b-it", {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}, "gemma3"),
+    ("glm-4-9b-chat-hf", {"architectures": ["GlmForCausalLM"], "model_type": "glm"}, "glm"),
+    ("GLM-4-32B-0414", {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"}, "glm4"),
+    ("xglm-7.5B", {"architectures": ["XGLMForCausalLM"], "model_type": "xglm"}, "xglm"),
+    (
+        "XVERSE-13B",
+        {
+            "architectures": ["XverseForCausalLM"],
+            "auto_map": {"AutoModelForCausalLM": "modeling_xverse.XverseForCausalLM"},
+        },
+        "xverse",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "family"), PUBLISHED, ids=[name for name, _, _ in PUBLISHED])
+def test_published_checkpoints_have_their_family(name, config, family):
+    assert family_of(config).name == family
 
 
 @pytest.mark.parametrize(
@@ -62,6 +94,27 @@ def test_a_mixture_of_experts_is_called_one(name, key, experts):
         family_of({"architectures": [name], key: experts})
 
 
+@pytest.mark.parametrize("part", ["text_config", "ffn_config"])
+def test_a_mixture_of_experts_may_say_so_in_a_part_of_its_configuration(part):
+    with pytest.raises(BadInputError, match=r"DbrxForCausalLM is a mixture of experts .moe_num_experts: 16."):
+        family_of({"architectures": ["DbrxForCausalLM"], part: {"moe_num_experts": 16}})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "inputs"),
+    [
+        ("Gemma3ForConditionalGeneration", "vision_config", "images"),
+        ("Qwen2_5_VLForConditionalGeneration", "vision_config", "images"),
+        ("Qwen2AudioForConditionalGeneration", "audio_config", "sound"),
+    ],
+)
+def test_a_model_that_reads_more_than_text_is_refused_as_one(name, key, inputs):
+    sentence = f"{name} also reads {inputs} .{key}.; only text models are supported yet"
+    with pytest.raises(BadInputError, match=sentence) as caught:
+        family_of({"architectures": [name], key: {"hidden_size": 1152}, "text_config": {"hidden_size": 2560}})
+    assert "language model" in caught.value.hint
+
+
 def test_no_experts_are_no_mixture():
     with pytest.raises(BadInputError, match="GPT2LMHeadModel is not one quantkit knows"):
         family_of({"architectures": ["GPT2LMHeadModel"], "num_experts": 0})
@@ -100,3 +153,39 @@ def test_the_artifact_keeps_the_config_but_for_remote_code():
 def test_the_artifact_of_an_alias_names_the_class_that_loads_it():
     config = {"architectures": ["LLaMAForCausalLM"], "model_type": "llama", **SHAPE}
     assert artifact_config(family_of(config), config)["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "oldest"),
+    [("LlamaForCausalLM", "4.28"), ("Glm4ForCausalLM", "4.51.3"), ("XGLMForCausalLM", "4.17")],
+)
+def test_an_old_configuration_needs_the_class_alone(architecture, oldest):
+    config = own_config(architecture)
+    assert first_transformers(family_of({"architectures": [architecture]}), config) == oldest
+
+
+@pytest.mark.parametrize(
+    ("rope", "oldest"),
+    [
+        ({}, "4.51"),
+        ({"rope_theta": 1e6}, "4.51"),
+        ({"rope_parameters": None}, "4.51"),
+        ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e6}}, "4.51"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, "5.0"),  # 4.x would take 10000
+    ],
+)
+def test_settings_that_older_versions_overlook_raise_the_number(rope, oldest):
+    assert first_transformers(family_of({"architectures": ["Qwen3ForCausalLM"]}), SHAPE | rope) == oldest
+
+
+def test_the_page_of_families_has_their_names_and_versions():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w+) \| (`.+?`) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert rows == [
+        (
+            family.name,
+            ", ".join(f"`{name}`" for name in family.architectures),
+            newest(FIRST_TRANSFORMERS, family.first_transformers),
+        )
+        for family in FAMILIES
+    ]

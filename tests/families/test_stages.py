@@ -9,14 +9,7 @@ from torch import nn
 from quantkit.families import FAMILIES
 from quantkit.families.lookup import family_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For models this small a second thread costs more than it gives."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -28,18 +21,18 @@ def model_and_family(request, tmp_path_factory):
 
 
 def observed_stages(model, layer):
-    """Names of a layer's linears in order of computation, those that see the same tensor together."""
+    """Names of a layer's linears in order of computation, neighbours that see the same tensor together."""
     seen = []  # (input, names); the inputs are kept, so that no address is used twice
 
     def hook_of(name):
         def hook(_module, inputs):
             value = inputs[0]
-            for known, names in seen:
-                if known.data_ptr() == value.data_ptr() and known.shape == value.shape:
-                    assert torch.equal(known, value)
-                    names.append(name)
-                    return
-            seen.append((value, [name]))
+            known, names = seen[-1] if seen else (torch.empty(0), [])
+            if known.data_ptr() == value.data_ptr() and known.shape == value.shape:
+                assert torch.equal(known, value)
+                names.append(name)
+            else:
+                seen.append((value, [name]))
 
         return hook
 
@@ -63,14 +56,14 @@ def test_every_linear_of_a_layer_is_declared_and_nothing_else(model_and_family):
     for layer in model.get_submodule(family.layers):
         found = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
         assert sorted(found) == sorted(family.linears)
-        matrices = [name for name, parameter in layer.named_parameters() if parameter.dim() > 1]
-        assert sorted(matrices) == sorted(name + ".weight" for name in family.linears)
+        matrices = {name for name, parameter in layer.named_parameters() if parameter.dim() > 1 and "norm" not in name}
+        assert matrices == {name + ".weight" for name in family.linears}
 
 
 def test_what_runtimes_fuse_is_one_stage(model_and_family):
     _, family = model_and_family
-    shared = {tuple(name.rpartition(".")[2] for name in stage) for stage in family.stages if len(stage) > 1}
-    assert shared == set(family.fused.values())
+    leaves = {tuple(name.rpartition(".")[2] for name in stage) for stage in family.stages}
+    assert leaves.issuperset(family.fused.values())
 
 
 def test_embedding_head_layers_and_class_have_the_declared_names(model_and_family):
@@ -81,24 +74,62 @@ def test_embedding_head_layers_and_class_have_the_declared_names(model_and_famil
     assert len(model.get_submodule(family.layers)) == model.config.num_hidden_layers
 
 
+@torch.no_grad()
+def watched(model, layer, names):
+    """(inputs, output) of modules of a layer in one forward; a pair's first where a module returns one."""
+    seen, handles = {}, []
+    for name in names:
+
+        def hook(_module, args, kwargs, output, name=name):
+            values = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            seen[name] = values, output[0] if isinstance(output, tuple) else output
+
+        handles.append(layer.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+    model(token_ids(1, 12))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 def test_attention_and_mlp_give_what_their_last_linear_computes(model_and_family):
     model, family = model_and_family
     layer = model.get_submodule(family.layers)[0]
-    results, handles = {}, []
-    for name in [name for module, linear, norm in family.ends for name in (module, f"{module}.{linear}", norm)]:
-        hook = lambda _module, _inputs, output, name=name: results.update({name: output})  # noqa: E731
-        handles.append(layer.get_submodule(name).register_forward_hook(hook))
+    results = watched(model, layer, [name for end in family.ends for name in (end.module, end.linear)])
+    for end in family.ends:
+        assert torch.equal(results[end.module][1], results[end.linear][1])
+        inside = [name for name in family.linears if name == end.module or name.startswith(end.module + ".")]
+        assert inside[-1] == end.linear
+        assert (end.linear,) in family.stages
+    assert {family.stages[-1][0]} < {end.linear for end in family.ends}  # the memo spares the last pass too
+
+
+def test_what_a_module_alone_reads_is_read_by_nothing_else(model_and_family):
+    """Garbage from there changes nothing while the module itself gives the right answer."""
+    model, family = model_and_family
+    layer = model.get_submodule(family.layers)[0]
     with torch.no_grad():
-        model(token_ids(1, 12))
-    for handle in handles:
-        handle.remove()
-    for module, linear, _ in family.ends:
-        output = results[module]
-        first = output[0] if isinstance(output, tuple) else output
-        assert torch.equal(first, results[f"{module}.{linear}"])
-        assert f"{module}.{linear}" in family.linears
-        inside = [name for name in family.linears if name.startswith(module + ".")]
-        assert inside[-1] == f"{module}.{linear}"
+        expected = model(token_ids(1, 12)).logits
+    for end in family.ends:
+        _, answer = watched(model, layer, [end.module])[end.module]
+
+        def right(_module, _args, output, answer=answer):
+            return (answer, *output[1:]) if isinstance(output, tuple) else answer
+
+        handles = [layer.get_submodule(end.module).register_forward_hook(right)]
+        for name in end.only_for:
+            assert not f"{name}.".startswith(f"{end.module}.")
+            garbage = lambda _module, _args, output: torch.randn_like(output)  # noqa: E731
+            handles.append(layer.get_submodule(name).register_forward_hook(garbage))
+        with torch.no_grad():
+            found = model(token_ids(1, 12)).logits
+        for handle in handles:
+            handle.remove()
+        assert torch.equal(found, expected)
+
+
+def test_the_attention_is_fused_where_transformers_can(model_and_family):
+    model, family = model_and_family
+    assert family.attention == ("sdpa" if model._supports_sdpa else "eager")
 
 
 def test_an_architecture_belongs_to_one_family():

@@ -21,10 +21,10 @@ CPU = Machine(
 GPU = replace(CPU, on_host=False, product_rate=1e14, exact_rate=5e13)
 
 
-def budget_of(shape, machine=CPU, samples=128, length=2048, download=0, **fields):
+def budget_of(shape, machine=CPU, samples=128, length=2048, download=0, family=LLAMA, **fields):
     recipe = Recipe(**fields)
-    plan = make_plan(LLAMA, recipe, shape.infos())
-    return plan, estimate(plan, LLAMA, recipe, shape.config, machine, samples, length, download)
+    plan = make_plan(family, recipe, shape.infos())
+    return plan, estimate(plan, family, recipe, shape.config, machine, samples, length, download)
 
 
 def test_memory_does_not_grow_with_depth():
@@ -99,3 +99,13 @@ def test_every_cost_is_a_number_in_the_record():
     }  # fmt: skip
     assert record.pop("remembered") == ("self_attn", "mlp")
     assert all(isinstance(value, int | float) and value >= 0 for value in record.values())
+
+
+@pytest.mark.parametrize(("length", "batch"), [(2048, 1), (512, 4)])
+def test_attention_that_is_not_fused_holds_its_scores(length, batch):
+    def device_bytes(score, **fields):
+        family = replace(LLAMA, score_bytes={2: score})  # enough to outweigh the solver
+        return budget_of(XWIN_70B, GPU, length=length, family=family, **fields)[1].device_bytes
+
+    assert device_bytes(2000) - device_bytes(1000) == batch * 64 * length * length * 1000
+    assert device_bytes(2000, method="rtn") == device_bytes(1000, method="rtn")

@@ -1,0 +1,14 @@
+"""OLMo 2: norms behind attention and MLP instead of before them, and on whole queries and keys."""
+
+from quantkit.families.family import End, Family
+from quantkit.families.llama import ATTENTION, FUSED, GATED_MLP
+
+OLMO2 = Family(
+    name="olmo2",
+    architectures=("Olmo2ForCausalLM",),
+    model_class="Olmo2ForCausalLM",
+    stages=ATTENTION + GATED_MLP,
+    fused=FUSED,
+    ends=(End("self_attn", "self_attn.o_proj"), End("mlp", "mlp.down_proj")),
+    first_transformers="4.47",
+)
