@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Makes the environment of the peers: other people's GPTQ software, which our tests and benchmarks are held against.
+# Makes the environments of the peers: other people's software, which our tests and benchmarks are held against.
 #
 #   scripts/make_peers.sh [DIR]      DIR defaults to .venv-peers; PYTHON=python3.12 chooses another interpreter
 #
+# DIR holds GPTQ software. DIR-tokenizers holds a tokenizers that reads the files which later ones refuse.
+# DIR-llama-cpp holds llama.cpp as a wheel of xllamacpp; llama-cpp-python would compile for minutes.
 # An environment of its own because gptqmodel asks for a torch that quantkit does not need, and because a witness should
 # share as little as possible with what it witnesses. Does nothing when DIR already holds these versions.
 set -euo pipefail
@@ -19,6 +21,26 @@ with_dependencies=(
 )
 # Installed alone: gptqmodel 7.7.0 declares torch >= 2.14.1, which would bring CUDA wheels, but runs on 2.13 on a CPU.
 alone=(gptqmodel==7.7.0 torchao==0.18.0 auto-round==0.16.1)
+
+# Installed alone, without what it depends on: make_small DIR MODULE REQUIREMENT ...
+make_small() {
+  local env=$1 module=$2
+  shift 2
+  if [[ -f $env/peers.txt && $(<"$env/peers.txt") == "$*" ]]; then
+    echo "$env is up to date"
+    return
+  fi
+  rm -rf "$env"
+  "$python" -m venv "$env"
+  echo "*" >"$env/.gitignore"
+  "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --only-binary :all: "$@"
+  "$env/bin/python" -c "import $module"
+  echo "$*" >"$env/peers.txt"
+  echo "$env is ready"
+}
+
+make_small "$dir-tokenizers" tokenizers tokenizers==0.15.2  # the last one before prepend_scheme had to agree
+make_small "$dir-llama-cpp" xllamacpp xllamacpp==2026.10.11549 numpy==2.4.6
 
 wanted=$("$python" --version; printf '%s\n' "$torch" "${with_dependencies[@]}" "${alone[@]}")
 stamp=$dir/peers.txt

@@ -21,7 +21,7 @@ def repaired(raw: bytes) -> bytes | None:
         return None
     try:
         data = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     _mend(data)
     mended = json.dumps(data, ensure_ascii=False, indent=2).encode()

@@ -40,9 +40,34 @@ def test_xverse_becomes_a_llama_with_a_tokenizer_that_loads(xverse, tmp_path, to
     assert "auto_map" not in config
     assert not list(made.glob("*.py"))
     loaded = AutoTokenizer.from_pretrained(made, trust_remote_code=False)
+    stated = json.loads((made / "tokenizer_config.json").read_text())
+    assert stated["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert set(loaded("A bridge.")) == {"input_ids", "attention_mask"}
     for text in TEXTS:
         assert loaded(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).ids
     Tokenizer.from_file(str(made / "tokenizer.json"))
+
+
+def test_a_class_that_would_drop_its_normalizer_is_not_kept(xverse, tmp_path, tokenizer):  # noqa: F811
+    """Of a Llama with this class transformers takes vocabulary and merges, and NFKC is lost."""
+    config = json.loads((xverse / "tokenizer_config.json").read_text())
+    write_json(xverse / "tokenizer_config.json", config | {"tokenizer_class": "LlamaTokenizer"})
+    made = run(prepare(str(xverse), RECIPE, output=tmp_path / "out", device="cpu")).output
+    loaded = AutoTokenizer.from_pretrained(made)
+    for text in TEXTS:
+        assert loaded(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).ids
+
+
+def test_a_chat_model_gets_its_template(xverse, tmp_path):
+    config = json.loads((xverse / "tokenizer_config.json").read_text())
+    write_json(xverse / "tokenizer_config.json", config | {"chat_template": None})
+    named = xverse.rename(tmp_path / "XVERSE-13B-Chat")
+    made = run(prepare(str(named), RECIPE, output=tmp_path / "out", device="cpu"))
+    assert "chat template: supplied (XVERSE), the source has none" in made.record["notes"]
+    chat = [{"role": "user", "content": "67 x 39?"}]
+    loaded = AutoTokenizer.from_pretrained(made.output)
+    text = loaded.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == "Human: 67 x 39?\n\nAssistant: "
 
 
 def test_the_weights_are_those_of_the_checkpoint(xverse, tmp_path):
