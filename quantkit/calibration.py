@@ -1,21 +1,21 @@
 """Calibration text to token ids: shipped sets, files, Hub data sets, and mixes of them."""
 
 import hashlib
-import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantkit.errors import BadInputError, NetworkError, UsageError
-from quantkit.recipe import Calibration, data_folder
+from quantkit.errors import BadInputError, UsageError
+from quantkit.recipe import Calibration
+from quantkit.texts import file_documents, hub_documents, shipped_documents, text_index
+from quantkit.vocab.chat import plain_texts
 
-# Hub sets are streamed; this bounds what a set of very short documents can cost.
-MAX_HUB_DOCUMENTS = 20_000
+FOLDER = "calibration"
 Tokenizer = Any  # transformers' tokenizer
 
 
@@ -27,6 +27,7 @@ class TextSet:
     weight: float
     licence: str
     documents: Callable[[], Iterable[Any]]  # str, or a list of chat messages
+    local: bool = True  # no network is needed to read it
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def text_sets(calibration: Calibration) -> list[TextSet]:
     Raises:
         UsageError: a name that is no set, mix, file or Hub data set, or a weight that is no number.
     """
-    index = json.loads((data_folder("calibration") / "index.json").read_text("utf-8"))
+    index = text_index(FOLDER)
     shipped = {row["name"]: row for row in index["sets"]}
     found: list[TextSet] = []
     for text in calibration.text:
@@ -129,7 +130,7 @@ class _TokenStream:
         documents = text_set.documents()
         if isinstance(documents, list):
             random.Random(seed).shuffle(documents)
-        self._documents = iter(documents)
+        self._documents = plain_texts(documents, tokenizer)
         self._tokenizer = tokenizer
         self.ids: list[int] = []
 
@@ -139,11 +140,8 @@ class _TokenStream:
             document = next(self._documents, None)
             if document is None:
                 return False
-            plain = isinstance(document, str)
-            text = document if plain else render_chat(document, self._tokenizer)
-            self.ids += self._tokenizer(text, add_special_tokens=plain)["input_ids"]
-            if plain and self._tokenizer.eos_token_id is not None:
-                self.ids.append(self._tokenizer.eos_token_id)
+            text, plain = document
+            self.ids += _document_ids(self._tokenizer, text) if plain else _chat_ids(self._tokenizer, text)
         return True
 
 
@@ -166,20 +164,16 @@ def _shares(streams: list[_TokenStream], weights: list[float], total: int) -> li
     return counts
 
 
-def render_chat(messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
-    """A chat as text: through the checkpoint's template, or as `role: content` where it has none."""
-    if getattr(tokenizer, "chat_template", None):
-        from jinja2 import TemplateError
+def _document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A document as in pretraining: the special tokens of the tokenizer, and EOS behind where it is at neither end."""
+    ids, end = list(tokenizer(text)["input_ids"]), tokenizer.eos_token_id
+    if end is None or (ids and end in (ids[0], ids[-1])):  # XGLM has </s> in front: the next document's ends this one
+        return ids
+    return [*ids, end]
 
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError:  # a template without a system role: the chat without it
-            pass
-        try:
-            return str(tokenizer.apply_chat_template([m for m in messages if m["role"] != "system"], tokenize=False))
-        except TemplateError as error:
-            raise BadInputError(f"the chat template refuses the calibration chats: {error}") from error
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+def _chat_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _split_weight(text: str) -> tuple[str, float]:
@@ -203,67 +197,12 @@ def _is_file(name: str) -> bool:
 
 
 def _shipped_set(row: dict[str, Any], weight: float) -> TextSet:
-    path = data_folder("calibration") / row["file"]
-
-    def documents() -> list[Any]:
-        raw = path.read_bytes()
-        if hashlib.sha256(raw).hexdigest() != row["sha256"]:
-            raise BadInputError(f"{path.name} is not the file that index.json describes", "install quantkit again")
-        return _parse_jsonl(raw.decode("utf-8"), path.name)
-
-    return TextSet(row["name"], weight, row["licence"], documents)
+    return TextSet(row["name"], weight, row["licence"], lambda: shipped_documents(FOLDER, row))
 
 
 def _file_set(path: Path, weight: float) -> TextSet:
-    def documents() -> list[Any]:
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadInputError(f"{path.name} is not UTF-8 text (byte {error.start})") from error
-        return _parse_jsonl(text, path.name) if path.suffix in (".jsonl", ".json") else [text]
-
-    return TextSet(path.name, weight, "unknown", documents)
-
-
-def _parse_jsonl(text: str, name: str) -> list[Any]:
-    documents: list[Any] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInputError(f"{name} line {number} is not JSON: {error.msg}") from error
-        document = row.get("text", row.get("messages")) if isinstance(row, dict) else None
-        if not (isinstance(document, str) or _is_chat(document)):
-            raise BadInputError(f"{name} line {number} has neither text nor messages")
-        documents.append(document)
-    return documents
-
-
-def _is_chat(document: object) -> bool:
-    return isinstance(document, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in document
-    )
+    return TextSet(path.name, weight, "unknown", lambda: file_documents(path))
 
 
 def _hub_set(name: str, row: dict[str, Any], weight: float) -> TextSet:
-    def documents() -> Iterator[Any]:
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise UsageError(
-                f"the Hub set {name} needs the datasets library", "pip install 'quantkit[datasets]'"
-            ) from error
-        try:
-            stream = load_dataset(row["repo"], row.get("config"), split=row["split"], streaming=True)
-            for number, document in enumerate(stream):
-                if number >= MAX_HUB_DOCUMENTS:
-                    return
-                yield document[row["column"]]
-        except (OSError, ValueError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise NetworkError(f"the Hub set {row['repo']} cannot be read: {first}") from error
-
-    return TextSet(name, weight, row["licence"], documents)
+    return TextSet(name, weight, row["licence"], lambda: hub_documents(name, row), local=False)

@@ -1,99 +1,199 @@
-"""A baseline and artifacts of it over the same token windows, layer by layer: perplexity and KL divergence.
+"""A baseline and artifacts of it over the same token windows, layer by layer.
 
-One decoder layer is in memory at a time and one copy of the activations per weight set; the logits
-of a batch exist only while they are compared, so no logits file is ever written.
+Every weight set keeps one copy of the activations; of the layers one is in memory at a time. The head is
+applied to a chunk of tokens at a time and the logits of all weight sets are compared at once, so that no
+logits file is ever written.
 """
 
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from quantkit.devices import release_memory
+from quantkit.errors import QualityError
+from quantkit.methods.hessian import exact_bfloat16_products
+from quantkit.quality.damage import LinearDamage, linear_damage
+from quantkit.quality.metrics import (
+    Metrics,
+    Reference,
+    TokenScores,
+    empty_scores,
+    joined,
+    reference,
+    score,
+    summarize,
+)
+from quantkit.quality.windows import Windows
 from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.tensors import TensorSource
 
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 2048
+CHUNK_TOKENS = 1024
+DRIFT_WINDOWS = 4
+CACHED_BYTES = 2**20  # of logits that are scored at a time
+LOGIT_BYTES = 64 * 2**20  # of one weight set's chunk of logits, float32
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One weight set against the first, over every token that has a successor."""
+class Pass:
+    """What one pass over the layers found, per weight set, the baseline first."""
 
-    perplexity: float
-    perplexity_error: float  # one standard error
-    kl_mean: float  # nats per token, KL(baseline || this)
-    kl_error: float  # one standard error
-    kl_99: float  # 99th percentile
-    top1_agreement: float  # share of tokens with the same most likely successor
-    tokens: int
+    scores: list[TokenScores]
+    drift: list[list[float]]  # [weight set][layer]: mean over tokens of |h - h0|**2 / |h0|**2 after the layer
+    damage: list[list[LinearDamage]]  # [weight set]: every linear that differs from the baseline's
 
 
 @torch.no_grad()
-def compare(skeleton: Skeleton, sources: Sequence[TensorSource], token_ids: torch.Tensor) -> list[Comparison]:
-    """Measure every weight set over token windows; the first is the baseline.
+def evaluate(
+    skeleton: Skeleton,
+    sources: Sequence[TensorSource],
+    windows: Windows,
+    layer_done: Callable[[int, float], None] = lambda index, seconds: None,
+    names: Sequence[str] = (),
+) -> Pass:
+    """Run every weight set over the windows and compare it with the first.
 
     Args:
         skeleton: of the common architecture.
-        sources: tensors by the family's names, in any float dtype.
+        sources: tensors by the family's names, in any float dtype; the first is the baseline.
+        windows: what is read and scored.
+        layer_done: told each layer's number and seconds.
+        names: of the weight sets, for the sentence that says whose values are not finite.
+
+    Raises:
+        QualityError: the activations of a weight set are not finite.
+    """
+    hiddens, calls = _embed(skeleton, sources, windows)
+    drift: list[list[float]] = [[] for _ in sources]
+    damage: list[list[LinearDamage]] = [[] for _ in sources]
+    for index in range(len(skeleton.layers)):
+        started = time.perf_counter()
+        layer = skeleton.layer_names(index)
+        linears = [name + ".weight" for name in skeleton.linear_shapes() if name + ".weight" in layer]
+        original: dict[str, torch.Tensor] = {}
+        for number, (source, hidden) in enumerate(zip(sources, hiddens, strict=True)):
+            tensors = {name: source.read(name) for name in layer}
+            for name in linears if number else []:
+                found = linear_damage(name.removesuffix(".weight"), original[name], tensors[name])
+                damage[number] += [found] if found else []
+            skeleton.fill(tensors)
+            original = {name: tensors[name] for name in linears} if number == 0 else original
+            del tensors
+            _advance(skeleton, index, hidden, calls[index])
+            drift[number].append(_drift(hiddens[0], hidden, windows.scored))
+            if not torch.isfinite(torch.tensor(drift[number][-1])):
+                who = names[number] if names else f"weight set {number}"
+                raise QualityError(f"{who}: the activations after layer {index} are not finite")
+        skeleton.empty(layer)
+        del original
+        release_memory()
+        layer_done(index, time.perf_counter() - started)
+    return Pass(_score(skeleton, sources, hiddens, windows), drift, damage)
+
+
+def compare(skeleton: Skeleton, sources: Sequence[TensorSource], token_ids: torch.Tensor) -> list[Metrics]:
+    """Perplexity and divergence of every weight set over unpadded windows.
+
+    Args:
+        skeleton: of the common architecture.
+        sources: the first is the baseline.
         token_ids: [windows, sequence] int64; each window is scored from its second token on.
 
     Returns:
-        A comparison per source, the baseline's own (with zero divergence) first.
+        Metrics per source, the baseline's own (without divergence) first.
     """
+    scored = torch.ones_like(token_ids, dtype=torch.bool)
+    scored[:, 0] = False
+    windows = Windows(token_ids, scored, torch.zeros(len(token_ids), dtype=torch.int64), "given")
+    scores = evaluate(skeleton, sources, windows).scores
+    return [summarize(found, scores[0]) for found in scores]
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Tokens whose logits are compared at a time."""
+    return max(1, min(CHUNK_TOKENS, LOGIT_BYTES // (4 * vocabulary)))
+
+
+def _embed(
+    skeleton: Skeleton, sources: Sequence[TensorSource], windows: Windows
+) -> tuple[list[torch.Tensor], list[LayerCall]]:
+    """Hidden states before the first layer, per weight set, and how the layers are called."""
     hiddens: list[torch.Tensor] = []
     calls: list[LayerCall] = []
+    outer = skeleton.outer_names()
     for source in sources:
-        outer = skeleton.outer_names()
         skeleton.fill({name: source.read(name) for name in outer})
-        hidden, calls = skeleton.embed(token_ids)
+        hidden, calls = skeleton.embed(windows.ids)
         hiddens.append(hidden)
         skeleton.empty(outer)
-    for index in range(len(skeleton.layers)):
-        names = skeleton.layer_names(index)
-        for source, hidden in zip(sources, hiddens, strict=True):
-            skeleton.fill({name: source.read(name) for name in names})
-            for part in torch.split(hidden, max(1, BATCH_TOKENS // hidden.shape[1])):
-                part.copy_(skeleton.run_layer(index, part.to(skeleton.device), calls[index]))
-        skeleton.empty(names)
-    return _score(skeleton, sources, hiddens, token_ids)
+    return hiddens, calls
+
+
+def _advance(skeleton: Skeleton, index: int, hidden: torch.Tensor, call: LayerCall) -> None:
+    """Carry one weight set through a layer, in place."""
+    for part in torch.split(hidden, max(1, BATCH_TOKENS // hidden.shape[1])):
+        part.copy_(skeleton.run_layer(index, part.to(skeleton.device), call))
+
+
+def _drift(baseline: torch.Tensor, hidden: torch.Tensor, scored: torch.Tensor) -> float:
+    """How far the tokens of one weight set are from the baseline's, over a sample of windows."""
+    some = slice(None, None, max(1, len(hidden) // DRIFT_WINDOWS))
+    own, other = baseline[some][scored[some]].float(), hidden[some][scored[some]].float()
+    difference = other - own
+    distance = torch.linalg.vecdot(difference, difference) / torch.linalg.vecdot(own, own).clamp_min(1e-30)
+    return float(distance.mean())
 
 
 def _score(
-    skeleton: Skeleton, sources: Sequence[TensorSource], hiddens: list[torch.Tensor], token_ids: torch.Tensor
-) -> list[Comparison]:
-    head = skeleton.family.head + ".weight"
-    names = skeleton.outer_names() + ([] if skeleton.tied() else [head])
-    losses: list[list[torch.Tensor]] = [[] for _ in sources]
-    divergences: list[list[torch.Tensor]] = [[] for _ in sources]
-    agreements: list[list[torch.Tensor]] = [[] for _ in sources]
-    for start in range(len(token_ids)):
-        target = token_ids[start : start + 1, 1:]
-        baseline = torch.empty(0)
-        for number, source in enumerate(sources):
-            skeleton.fill({name: source.read(name) for name in names})
-            logits = skeleton.finish(hiddens[number][start : start + 1])[:, :-1].float().cpu()
-            scores = torch.log_softmax(logits, -1)  # [1, sequence - 1, vocabulary] fp32
-            baseline = scores if number == 0 else baseline
-            losses[number].append(-scores.gather(-1, target.unsqueeze(-1)).flatten())
-            divergences[number].append((baseline.exp() * (baseline - scores)).sum(-1).flatten())
-            agreements[number].append((baseline.argmax(-1) == scores.argmax(-1)).flatten())
-    skeleton.empty(names)
-    return [
-        _summary(torch.cat(loss), torch.cat(divergence), torch.cat(agreement))
-        for loss, divergence, agreement in zip(losses, divergences, agreements, strict=True)
-    ]
+    skeleton: Skeleton, sources: Sequence[TensorSource], hiddens: list[torch.Tensor], windows: Windows
+) -> list[TokenScores]:
+    """Head and comparison, a chunk of scored tokens at a time."""
+    heads = _heads(skeleton, sources)
+    rows, columns = windows.scored.nonzero(as_tuple=True)
+    target = windows.ids[rows, columns]
+    chunk = chunk_tokens(skeleton.vocabulary())
+    # Logits rounded to bfloat16 would differ by more than a good quantization does. The inputs of the
+    # head's product are no finer than bfloat16, so its units still serve.
+    products = nullcontext if skeleton.dtype == torch.float32 else exact_bfloat16_products
+    # Made whole beforehand: small results between large chunks would keep the heap from shrinking.
+    scores = [empty_scores(len(target)) for _ in sources]
+    for start in range(0, len(target), chunk):
+        tokens = slice(start, start + chunk)
+        at = (rows[tokens], columns[tokens] - 1)  # the token before predicts
+        references: list[Reference] = []
+        for number, head in enumerate(heads):
+            skeleton.fill(head, torch.float32)
+            with products():
+                logits = skeleton.finish(hiddens[number][at].float().unsqueeze(1))[:, 0]
+            parts = torch.split(logits, _rows_at_once(logits))
+            if number == 0:
+                expected = torch.split(target[tokens].to(skeleton.device), len(parts[0]))
+                references = [reference(*pair) for pair in zip(parts, expected, strict=True)]
+                found = [one.scores() for one in references]
+            else:
+                found = [score(*pair) for pair in zip(references, parts, strict=True)]
+            scores[number].put(tokens, joined(found))
+    skeleton.empty(list(heads[0]))
+    return scores
 
 
-def _summary(loss: torch.Tensor, divergence: torch.Tensor, agreement: torch.Tensor) -> Comparison:
-    count = len(loss)
-    perplexity = math.exp(loss.double().mean())
-    return Comparison(
-        perplexity=perplexity,
-        perplexity_error=perplexity * float(loss.double().std()) / math.sqrt(count),
-        kl_mean=float(divergence.double().mean()),
-        kl_error=float(divergence.double().std()) / math.sqrt(count),
-        kl_99=float(divergence.quantile(0.99)) if count < 2**24 else math.nan,
-        top1_agreement=float(agreement.double().mean()),
-        tokens=count,
-    )
+def _rows_at_once(logits: torch.Tensor) -> int:
+    """Tokens scored at a time: on a CPU as many as stay in its cache from one step to the next."""
+    return len(logits) if logits.is_cuda else max(8, CACHED_BYTES // (4 * logits.shape[1]))
+
+
+def _heads(skeleton: Skeleton, sources: Sequence[TensorSource]) -> list[dict[str, torch.Tensor]]:
+    """Norm and head of every weight set in float32; equal ones share their memory."""
+    first: dict[str, torch.Tensor] = {}
+    heads: list[dict[str, torch.Tensor]] = []
+    for source in sources:
+        head: dict[str, torch.Tensor] = {}
+        for name in skeleton.head_names():
+            value = source.read(name).to(skeleton.device, torch.float32)
+            head[name] = first[name] if name in first and torch.equal(first[name], value) else value
+        first = first or head
+        heads.append(head)
+    return heads

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.calibration import build_tokens, render_chat, text_sets
+from quantkit.calibration import build_tokens, text_sets
 from quantkit.errors import BadInputError, NetworkError, QuantkitError, UsageError
 from quantkit.recipe import Calibration, data_folder
+from quantkit.vocab.chat import plain_texts
 from quantkit.vocab.load import load_tokenizer
 
 FOLDER = data_folder("calibration")
@@ -40,6 +41,11 @@ def tokenizer(tokenizer_folder):
 def tokens_of(tokenizer, *text, samples=8, length=64, seed=0, vocabulary=tiny.VOCABULARY, longest=None):
     calibration = Calibration(text=text or ("default",), samples=samples, sequence_length=length, seed=seed)
     return build_tokens(calibration, tokenizer, vocabulary, longest)
+
+
+def render_chat(messages, tokenizer):
+    ((text, _),) = plain_texts([messages], tokenizer)
+    return text
 
 
 def constant_file(folder: Path, letter: str, tokens: int = 5000) -> str:
@@ -112,7 +118,7 @@ def test_a_shipped_file_that_was_changed_is_refused(tokenizer, tmp_path, monkeyp
     changed = {**INDEX, "sets": [{**row, "sha256": "0" * 64}], "mixes": {}}
     (tmp_path / "index.json").write_text(json.dumps(changed))
     (tmp_path / row["file"]).write_bytes((FOLDER / row["file"]).read_bytes())
-    monkeypatch.setattr("quantkit.calibration.data_folder", lambda _name: tmp_path)
+    monkeypatch.setattr("quantkit.texts.data_folder", lambda _name: tmp_path)
     with pytest.raises(BadInputError, match=r"english.jsonl is not the file that index.json describes"):
         tokens_of(tokenizer, "english")
 

@@ -13,17 +13,9 @@ from quantkit.lockstep import compare
 from quantkit.skeleton import Skeleton
 from quantkit.weights.source import open_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = token_ids(3, 40)
 ALL = list(VARIANTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For models this small a second thread costs more than it gives."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Perturbed:
