@@ -23,13 +23,13 @@ def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
         NetworkError: the Hub was not reached.
         DiskError: the disk is full or refuses to read.
     """
-    folder = Path(reference).expanduser()
-    if folder.exists():
+    folder = _existing(reference)
+    if folder is not None:
         return open_folder(folder, reference)
     repository = parse_reference(reference)
     if repository is None:
         raise NotFoundError(
-            f"no such folder: {reference}", "write a folder's path, or organisation/name@revision for the Hub"
+            f"no such folder: {reference[:200]}", "write a folder's path, or organisation/name@revision for the Hub"
         )
     snapshot = resolve(repository.repo_id, repository.revision)
     files = needed_files(snapshot.files)
@@ -41,3 +41,12 @@ def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
         return Checkpoint(reference, folder, config, source, snapshot.files, repo_id, commit, missing)
     opened = open_folder(download(snapshot, files), reference)
     return replace(opened, files=snapshot.files, repo_id=repo_id, commit=commit)
+
+
+def _existing(reference: str) -> Path | None:
+    """The path that a reference names, if it leads somewhere."""
+    try:
+        folder = Path(reference).expanduser()
+        return folder if reference and folder.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a name, an unknown user's ~, a NUL byte
+        return None

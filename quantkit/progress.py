@@ -64,8 +64,10 @@ class Lines:
         self._layers, self._done, self._begun, self._started = layers, done, done, time.perf_counter()
 
     def linear(self, record: dict[str, Any]) -> None:
-        """Collect for the layer's line."""
+        """Collect for the layer's line; what did not go as asked for gets a line of its own."""
         self._records.append(record)
+        if said := unusual(record):
+            self.say(said)
 
     def layer(self, index: int, seconds: float) -> None:
         """Print the layer's line."""
@@ -151,6 +153,19 @@ class Shown:
 
 def _in_notebook() -> bool:
     return "google.colab" in sys.modules or "ipykernel" in sys.modules
+
+
+def unusual(record: dict[str, Any]) -> str | None:
+    """What happened to a linear that was not asked for: more damping, or rounding to nearest."""
+    steps = record.get("damping_raised")
+    if steps is None:  # no data, hence no Hessian
+        return None
+    times = f" in {steps} {'step' if steps == 1 else 'steps'}"
+    raised = f"damping raised to {record['damp_percent']:g}{times}" if steps else ""
+    if record["method"] == "rtn":
+        tried = f", {raised}" if steps else ""
+        return f"{record['name']}: rounded to nearest, its Hessian could not be factorised{tried}"
+    return f"{record['name']}: {raised}" if steps else None
 
 
 def _short(record: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Bytes, seconds and bits per weight as text and back."""
 
+import math
 import re
 
 from quantkit.errors import UsageError
@@ -34,7 +35,10 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"not a size: {text!r}", "write a number and a unit, such as 5GB or 4.5GiB")
     number, unit = float(match[1]), match[2].lower().removesuffix("b")
     factors = _BINARY_FACTORS if unit.endswith("i") else _FACTORS
-    return int(number * factors[unit.removesuffix("i")])
+    size = number * factors[unit.removesuffix("i")]
+    if size == math.inf:
+        raise UsageError(f"not a size: {text[:40]!r}...", "write a number and a unit, such as 5GB or 4.5GiB")
+    return int(size)
 
 
 def format_seconds(seconds: float) -> str:

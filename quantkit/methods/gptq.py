@@ -1,12 +1,13 @@
 """GPTQ: the columns of a stage's weights rounded one after the other, each error fed back."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from quantkit.methods import rtn
-from quantkit.methods.hessian import PANEL, Factor, factorize
+from quantkit.methods.hessian import DAMP_LADDER, PANEL, Factor, factorize
 from quantkit.methods.lanes import round_columns
 from quantkit.methods.scales import ScaleChoice, choose_scales
 from quantkit.tensors import Grid, QuantizedWeight
@@ -50,16 +51,15 @@ def quantize(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, settings: 
         settings: order, damping and choice of scales.
 
     Returns:
-        The codes with what they cost. Where the Hessian cannot be factorised at any damping the
-        weights are rounded to nearest and `method` says so.
+        The codes with what they cost. Where the Hessian cannot be factorised at any damping, or
+        float32 overflows on the way, the weights are rounded to nearest and `method` says so.
     """
+    diagonal = hessian.diagonal()
+    steps = len(DAMP_LADDER) if bool(torch.isfinite(diagonal).all()) and float(diagonal.mean()) > 0 else 0
     row_energy = energy(weight, hessian)
     factor = factorize(hessian, settings.damp_percent, settings.act_order != "none")
     if factor is None:
-        rounded = rtn.quantize(weight, grid, settings.scales)
-        loss = (weight.float() - rounded.dequantize()).square().sum(1, dtype=torch.float64)
-        row_energy = weight.float().square().sum(1, dtype=torch.float64)
-        return Outcome(rounded, loss, row_energy, "rtn", settings.damp_percent, 0)
+        return _rounded_to_nearest(weight, grid, settings, steps)
     columns = weight.shape[1]
     natural_groups = torch.arange(columns, device=weight.device) // grid.columns_per_group(columns)
     working = weight.float()  # [rows, in] fp32, natural order
@@ -72,8 +72,20 @@ def quantize(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, settings: 
         scale, zero = choose_scales(working, factor.importance, grid, settings.scales)
         group_index = natural_groups
     codes, row_loss = round_all_columns(working, factor, group_index, scale, zero, grid.max_code)
+    if not torch.isfinite(row_loss).all():
+        return _rounded_to_nearest(weight, grid, settings, factor.escalations)
     quantized = QuantizedWeight(codes, scale.half(), zero.to(torch.uint8), group_index.to(torch.int32), grid)
     return Outcome(quantized, row_loss, row_energy, "gptq", factor.damp_percent, factor.escalations)
+
+
+def _rounded_to_nearest(weight: torch.Tensor, grid: Grid, settings: Settings, steps: int) -> Outcome:
+    """The way out, after so many steps of DAMP_LADDER: loss and energy are those of the weights themselves."""
+    rounded = rtn.quantize(weight, grid, settings.scales)
+    working = weight.float()
+    loss = torch.linalg.vector_norm(working - rounded.dequantize(), dim=1, dtype=torch.float64).square()
+    row_energy = torch.linalg.vector_norm(working, dim=1, dtype=torch.float64).square()
+    last = settings.damp_percent * (1.0, *DAMP_LADDER)[steps]
+    return Outcome(rounded, loss, row_energy, "rtn", last, steps)
 
 
 def round_all_columns(
@@ -147,16 +159,24 @@ def _round_block_torch(
 def energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """W H w^T of every row, the squared norm of its output over the calibration set: [rows] float64.
 
-    Computed from bfloat16 roundings of both: three digits of a figure that is only reported.
+    Computed from bfloat16 roundings of both: three digits of a figure that is only reported. Both are
+    brought to a size near one first, so that no product overflows.
     """
     rows, columns = weight.shape
     total = torch.zeros(rows, dtype=torch.float64, device=weight.device)
+    size, largest = _power_of_two(hessian.diagonal()), _power_of_two(weight)
     for start in range(0, columns, PANEL):  # a panel of H at a time: no second copy of it
         stop = min(start + PANEL, columns)
-        panel = hessian[start:, start:stop].bfloat16()
+        panel = (hessian[start:, start:stop] / size).bfloat16()
         panel[stop - start :] *= 2  # by symmetry these stand for the blocks above the diagonal too
         for first in range(0, rows, 4096):
-            part = weight[first : first + 4096].bfloat16()
+            part = (weight[first : first + 4096] / largest).bfloat16()
             product = (part[:, start:] @ panel).float() * part[:, start:stop]
             total[first : first + 4096] += product.sum(1)
-    return total
+    return total.clamp_min_(0) * size * largest**2
+
+
+def _power_of_two(values: torch.Tensor) -> float:
+    """The magnitude of the largest value: dividing by it loses no digit."""
+    most = float(values.abs().max())
+    return math.ldexp(1.0, math.frexp(most)[1]) if 0 < most < math.inf else 1.0

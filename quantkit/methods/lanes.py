@@ -38,7 +38,7 @@ def _tile(weight: Floats, first: int, lanes: int, start: int, width: int) -> Flo
     return x
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def symmetric_scales(
     weight: Floats,  # [rows, columns]
     importance: Floats,  # [columns]
@@ -116,7 +116,7 @@ def symmetric_scales(
             scales[group, first + lane] = best[lane]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def asymmetric_scales(
     weight: Floats,  # [rows, columns]
     importance: Floats,  # [columns]
@@ -170,7 +170,7 @@ def asymmetric_scales(
             zeros[group, first + lane] = best_zero[lane]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def round_columns(
     weight: Floats,  # [rows, in], columns in natural order
     feedback: Floats,  # [rows, width] what earlier column blocks add to these columns

@@ -45,9 +45,10 @@ def read_finite(source: TensorSource, name: str) -> torch.Tensor:
         BadInputError: a value that is not finite.
     """
     tensor = source.read(name)
+    seen = tensor.float() if tensor.dtype == torch.float64 else tensor  # what is computed with
     # A sum is one pass without a mask; only where it is not finite are the values looked at.
-    if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
-        wrong = int((~torch.isfinite(tensor)).sum())
+    if tensor.is_floating_point() and not torch.isfinite(seen.sum(dtype=torch.float64)):
+        wrong = int((~torch.isfinite(seen)).sum())
         if wrong:
             raise BadInputError(f"tensor {name} has {wrong} values that are NaN or infinite")
     return tensor
@@ -152,8 +153,8 @@ def quantize_without_data(
             started = time.perf_counter()
             weight = tensors.pop(name + ".weight").to(device).float()
             quantized = rtn.quantize(weight, stage.grid, scales)  # type: ignore[arg-type]
-            loss = float((weight - quantized.dequantize()).square().sum(dtype=torch.float64))
-            norm = float(weight.square().sum(dtype=torch.float64))
+            loss = float(torch.linalg.vector_norm(weight - quantized.dequantize(), dtype=torch.float64)) ** 2
+            norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
             seconds = time.perf_counter() - started
             yield QuantizedLinear(name, quantized, _record(name, stage, "rtn", loss, norm, seconds))
 

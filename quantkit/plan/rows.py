@@ -1,6 +1,7 @@
 """The plan: a row per tensor, made from headers alone; the run executes its rows and nothing else."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,7 @@ from quantkit.units import parse_bytes
 from quantkit.weights.shards import shard_names
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+_INDEX = re.compile(r"[0-9]{1,9}")
 DTYPE_OF_OPTION = {"float16": "F16", "bfloat16": "BF16"}
 DTYPE_OPTION = {name: option for option, name in DTYPE_OF_OPTION.items()}
 
@@ -122,7 +124,8 @@ def layer_of(family: Family, name: str) -> int | None:
     """The decoder layer that a tensor belongs to."""
     prefix = family.layers + "."
     head = name[len(prefix) :].partition(".")[0] if name.startswith(prefix) else ""
-    return int(head) if head.isdigit() else None
+    # Plain digits only: int() takes other alphabets' too, and refuses numbers of thousands of digits.
+    return int(head) if _INDEX.fullmatch(head) else None
 
 
 def kept_dtype(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo]) -> str:
@@ -186,7 +189,7 @@ def _check_patterns(family: Family, recipe: Recipe, linears: Iterable[str]) -> N
             continue
         if not matches(family.head, pattern):
             raise UsageError(
-                f"the pattern {pattern!r} names no linear of this checkpoint",
+                f"the pattern {pattern[:100]!r} names no linear of this checkpoint",
                 f"names look like {family.layers}.0.{family.linears[0]}",
             )
         if pattern in recipe.rule_patterns():

@@ -1,6 +1,7 @@
 """The safetensors header: bounded, validated, and nothing of the file believed before it is checked."""
 
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -8,13 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
-from quantkit.errors import BadInputError, DiskError, NotFoundError
+from quantkit.errors import BadInputError, DiskError
 from quantkit.tensors import DTYPES, TensorInfo
+from quantkit.weights.regular import MAX_SMALL_BYTES, foreign_kind, open_regular
 
-MAX_HEADER_BYTES = 25_000_000  # the limit of the Hub
+MAX_HEADER_BYTES = MAX_SMALL_BYTES
 MAX_TENSORS = 100_000
 MAX_RANK = 32
 MAX_ELEMENTS = 2**48
+FIRST_BYTES = 65_536  # one read: most headers, and enough to tell a file of another kind
 LENGTH_BYTES = 8  # the header's length, uint64 little-endian, in front of it
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _HINT = "the file is damaged or incomplete; fetch it again"
@@ -27,19 +30,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         path: the file; its own name becomes `TensorInfo.file`.
 
     Raises:
-        BadInputError: the header is not a valid one, or does not fit the file.
+        BadInputError: the header is not a valid one, or does not fit the file; or it is another kind
+            of file altogether.
         NotFoundError: there is no such file.
         DiskError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            raw = file.read(LENGTH_BYTES)
-            raw += file.read(header_length(raw, size, path.name))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no such file: {path}") from error
-    except OSError as error:
-        raise DiskError(f"cannot read {path}: {error.strerror}") from error
+    with open_regular(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(FIRST_BYTES)
+            missing = LENGTH_BYTES + header_length(raw, size, path.name) - len(raw)
+            raw += file.read(max(0, missing))
+        except OSError as error:
+            raise DiskError(f"cannot read {path}: {error.strerror}") from error
     return parse_header(raw, size, path.name)
 
 
@@ -47,18 +50,19 @@ def header_length(raw: bytes, file_size: int, file_name: str) -> int:
     """The length of the JSON text that follows the first eight bytes.
 
     Args:
-        raw: the beginning of the file, at least eight bytes of it.
+        raw: the beginning of the file, at least eight bytes of it, more to tell what else it is.
         file_size: bytes of the whole file.
         file_name: for messages.
 
     Raises:
         BadInputError: the length is impossible for this file, or above 25 MB.
     """
-    if len(raw) < LENGTH_BYTES:
-        raise _bad(file_name, f"{len(raw)} bytes, expected at least {LENGTH_BYTES}")
-    (length,) = struct.unpack_from("<Q", raw)
+    length = struct.unpack_from("<Q", raw)[0] if len(raw) >= LENGTH_BYTES else 0
     most = min(MAX_HEADER_BYTES, file_size - LENGTH_BYTES)
     if not 2 <= length <= most:
+        refuse_foreign(raw, file_size, file_name, "a safetensors file")
+        if file_size < LENGTH_BYTES:
+            raise _bad(file_name, f"{file_size} bytes, expected at least {LENGTH_BYTES}")
         raise _bad(file_name, f"a header of {length} bytes, expected 2 to {most} in a file of {file_size}")
     return int(length)
 
@@ -93,6 +97,16 @@ def parse_header(raw: bytes, file_size: int, file_name: str) -> dict[str, Tensor
     return infos
 
 
+def refuse_foreign(raw: bytes, file_size: int, file_name: str, expected: str) -> None:
+    """Say what a file is where its beginning shows that it is something else.
+
+    Raises:
+        BadInputError: it is a pointer, a web page, another format, an answer of a server.
+    """
+    if foreign := foreign_kind(raw, file_size):
+        raise BadInputError(f"{file_name}: found {foreign[0]}, expected {expected}", foreign[1])
+
+
 def parse_object(raw: bytes, file_name: str, unique_keys: bool = True) -> dict[str, object]:
     """A JSON text that must be an object.
 
@@ -106,12 +120,20 @@ def parse_object(raw: bytes, file_name: str, unique_keys: bool = True) -> dict[s
     """
     hook = _unique if unique_keys else None
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=hook)
+        value = json.loads(raw.decode(), object_pairs_hook=hook, parse_int=_whole)
     except (ValueError, RecursionError) as error:
-        raise _bad(file_name, f"no valid JSON ({_short(str(error))})") from error
+        refuse_foreign(raw, len(raw), file_name, "JSON")
+        raise _bad(file_name, f"no valid JSON ({short(str(error))})") from error
     if not isinstance(value, dict):
         raise _bad(file_name, f"JSON of type {type(value).__name__}, expected an object")
     return value
+
+
+def _whole(digits: str) -> int:
+    """A whole number; what is written `-0` is a float to other readers."""
+    if digits == "-0":
+        raise ValueError("-0 where a whole number may stand")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -128,17 +150,17 @@ def _check_metadata(metadata: object, file_name: str) -> None:
 
 
 def _info(name: str, entry: object, data_start: int, file_name: str) -> TensorInfo:
-    shown = _short(repr(name))
+    shown = short(repr(name))
     if not name or not name.isprintable():
         raise _bad(file_name, f"tensor name {shown}, expected printable characters")
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         raise _bad(file_name, f"tensor {shown} without exactly the fields {sorted(_FIELDS)}")
     dtype, offsets = entry["dtype"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _bad(file_name, f"tensor {shown} of dtype {_short(repr(dtype))}, expected one of {list(DTYPES)}")
+        raise _bad(file_name, f"tensor {shown} of dtype {short(repr(dtype))}, expected one of {list(DTYPES)}")
     shape = _shape(entry["shape"], shown, file_name)
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise _bad(file_name, f"tensor {shown} with data_offsets {_short(repr(offsets))}, expected [begin, end]")
+        raise _bad(file_name, f"tensor {shown} with data_offsets {short(repr(offsets))}, expected [begin, end]")
     info = TensorInfo(name, dtype, shape, file_name, data_start + offsets[0])
     if offsets[1] - offsets[0] != info.nbytes:
         found = f"{offsets[1] - offsets[0]} bytes, expected {info.nbytes} for {dtype} {list(shape)}"
@@ -148,13 +170,13 @@ def _info(name: str, entry: object, data_start: int, file_name: str) -> TensorIn
 
 def _shape(shape: object, shown: str, file_name: str) -> tuple[int, ...]:
     if not _are_sizes(shape) or len(shape) > MAX_RANK:
-        raise _bad(file_name, f"tensor {shown} of shape {_short(repr(shape))}, expected up to {MAX_RANK} sizes")
+        raise _bad(file_name, f"tensor {shown} of shape {short(repr(shape))}, expected up to {MAX_RANK} sizes")
     elements = 1
     for size in shape:
         # A zero must not hide that the other sizes overflow when strides are computed.
         elements *= max(size, 1)
         if elements > MAX_ELEMENTS:
-            raise _bad(file_name, f"tensor {shown} of shape {_short(repr(shape))}, expected <= 2**48 values")
+            raise _bad(file_name, f"tensor {shown} of shape {short(repr(shape))}, expected <= 2**48 values")
     return tuple(shape)
 
 
@@ -170,13 +192,14 @@ def _check_layout(infos: Mapping[str, TensorInfo], data_start: int, file_size: i
     for (_, end, before), (start, _, name) in pairwise(edges):
         if start != end:
             kind = "an overlap" if start < end else "a hole"
-            found = f"{kind} between {_short(before)} and tensor {_short(name)}"
+            found = f"{kind} between {short(before)} and tensor {short(name)}"
             raise _bad(file_name, f"{found}: starts at byte {start}, expected {end}")
     if edges[-1][1] != file_size:
         raise _bad(file_name, f"a file of {file_size} bytes, expected {edges[-1][1]} from its header")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """At most a hundred characters of a text that a file chose."""
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -1,5 +1,6 @@
 """The lazy tensors of a checkpoint folder: a table from the file headers, bytes when asked for."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
 from quantkit.tensors import DTYPES, TensorInfo
-from quantkit.weights.header import MAX_HEADER_BYTES, parse_object, read_header
+from quantkit.weights.header import MAX_HEADER_BYTES, parse_object, read_header, short
 from quantkit.weights.pickled import read_pickled_header
+from quantkit.weights.regular import read_small
 
 READ_BYTES = 64 * 2**20  # one system call
 # In transformers' order of preference: one file, its index.
@@ -96,18 +98,23 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
 def parse_index(raw: bytes, file_name: str) -> dict[str, str]:
     """The weight map of an index: tensor name -> file name, each a plain name inside the folder.
 
+    Args:
+        raw: the index's JSON text.
+        file_name: `model.safetensors.index.json`: its shards end as the part before `.index.json`.
+
     Raises:
-        BadInputError: not such a map, or a file name that leads elsewhere.
+        BadInputError: not such a map, or a file name that leads elsewhere or is not of a shard.
     """
     if len(raw) > MAX_HEADER_BYTES:
         raise BadInputError(f"{file_name}: found {len(raw)} bytes, expected at most {MAX_HEADER_BYTES}")
     weight_map = parse_object(raw, file_name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{file_name}: found no weight_map, expected tensor names with file names")
+    suffix = Path(file_name.removesuffix(".index.json")).suffix
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain(shard):
-            expected = "expected a file name inside the folder"
-            raise BadInputError(f"{file_name}: found file {shard!r} for tensor {name!r}, {expected}")
+        if not isinstance(shard, str) or not _is_plain(shard) or not shard.endswith(suffix):
+            found = f"found file {short(repr(shard))} for tensor {short(repr(name))}"
+            raise BadInputError(f"{file_name}: {found}, expected the name of a {suffix} file inside the folder")
     return weight_map
 
 
@@ -120,9 +127,9 @@ def _find_infos(folder: Path) -> dict[str, TensorInfo]:
     if not folder.is_dir():
         raise NotFoundError(f"no such folder: {folder}")
     for single, index in _SINGLE_AND_INDEX:
-        if (folder / single).is_file():
+        if os.path.lexists(folder / single):
             return _read_shard(folder / single)
-        if (folder / index).is_file():
+        if os.path.lexists(folder / index):
             return _read_indexed(folder, index)
         others = sorted(folder.glob(f"*{Path(single).suffix}"))
         if len(others) == 1 and single.endswith(".safetensors"):
@@ -141,9 +148,9 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_indexed(folder: Path, index: str) -> dict[str, TensorInfo]:
-    weight_map = parse_index((folder / index).read_bytes(), index)
+    weight_map = parse_index(read_small(folder / index), index)
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    missing = [shard for shard in shards if not os.path.lexists(folder / shard)]
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise NotFoundError(

@@ -1,24 +1,32 @@
 """PyTorch `.bin` shards as the same table of byte ranges as safetensors; no page of them is mapped."""
 
 import io
+import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch._weights_only_unpickler import Unpickler
 
-from quantkit.errors import BadInputError, DiskError, NotFoundError
+from quantkit.errors import BadInputError, DiskError
 from quantkit.tensors import DTYPE_NAMES, TensorInfo
+from quantkit.weights.header import refuse_foreign, short
+from quantkit.weights.regular import open_regular
 
 MAX_PICKLE_BYTES = 64 * 2**20
 _ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
+FIRST_BYTES = 1024  # enough to tell a file of another kind
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record; the two lengths that end it
 _HINT = "use the safetensors files of this checkpoint, or convert it where you trust its author"
+_DAMAGED = "the file is damaged or incomplete; fetch it again"
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|(?:class|function) ([\w.]+)")  # in torch's refusals
 # What the restricted unpickler and the zip reader raise on damaged or hostile files.
 _LOAD_ERRORS = (
     ArithmeticError,
@@ -61,13 +69,10 @@ def read_pickled_header(path: Path) -> dict[str, TensorInfo]:
             warnings.simplefilter("ignore")  # of unusual pickle protocols; what matters is refused
             torch.load(path, weights_only=True, mmap=True, map_location="meta")  # what torch refuses, is refused
             state = tensors.load()  # type: ignore[no-untyped-call]
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no such file: {path}") from error
     except OSError as error:
         raise DiskError(f"cannot read {path}: {error.strerror or error}") from error
     except _LOAD_ERRORS as error:
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise BadInputError(f"{path.name}: found more than tensors, or damage ({reason})", _HINT) from error
+        raise BadInputError(f"{path.name}: found {_said(error)}, expected tensors alone", _HINT) from error
     if not isinstance(state, dict) or not state:
         raise BadInputError(f"{path.name}: found no dictionary of tensors", _HINT)
     return {str(name): _info(name, value, tensors, path.name) for name, value in state.items()}
@@ -99,12 +104,15 @@ class _Tensors(Unpickler):
 
 def _read_records(path: Path) -> tuple[bytes, dict[str, range]]:
     """The pickle, and where each storage stands in the file, by its key."""
-    with path.open("rb") as file:
-        magic = file.read(len(_ZIP_MAGIC))
-        if magic != _ZIP_MAGIC:
-            found = f"found {magic!r} in front, expected the zip form of torch.save (torch 1.6 and later)"
-            raise BadInputError(f"{path.name}: {found}", _HINT)
-        with zipfile.ZipFile(file) as archive:
+    with open_regular(path) as file:
+        beginning = file.read(FIRST_BYTES)
+        if not beginning.startswith(_ZIP_MAGIC):
+            expected = "the zip form of torch.save (torch 1.6 and later)"
+            refuse_foreign(beginning, os.fstat(file.fileno()).st_size, path.name, expected)
+            old = beginning.startswith(_PICKLE_MAGIC)
+            found = "a bare pickle, as older versions wrote it" if old else f"{beginning[: len(_ZIP_MAGIC)]!r} in front"
+            raise BadInputError(f"{path.name}: found {found}, expected {expected}", _HINT)
+        with _open_archive(file, path.name) as archive:
             records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
             if problem := _problem(records, len(archive.infolist())):
                 raise BadInputError(f"{path.name}: found {problem}", _HINT)
@@ -119,6 +127,24 @@ def _read_records(path: Path) -> tuple[bytes, dict[str, range]]:
                 start = record.header_offset + _LOCAL_HEADER.size + sum(lengths)
                 places[name.removeprefix("data/")] = range(start, start + record.file_size)
     return text, places
+
+
+def _open_archive(file: BinaryIO, file_name: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        size = os.fstat(file.fileno()).st_size
+        found = f"a zip file of {size} bytes without its directory ({short(str(error))})"
+        raise BadInputError(f"{file_name}: found {found}, expected it at the end of the file", _DAMAGED) from error
+
+
+def _said(error: Exception) -> str:
+    """What torch's unpickler did not like, in a few words."""
+    text = str(error)
+    if match := _GLOBAL.search(text):
+        return f"{match[1] or match[2]} in its pickle"
+    reason = text.rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+    return f"a pickle that does not load ({short(reason or type(error).__name__)})"
 
 
 def _problem(records: Mapping[str, zipfile.ZipInfo], count: int) -> str | None:

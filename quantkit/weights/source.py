@@ -1,14 +1,16 @@
 """A checkpoint as the rest of the program sees it: where it came from, its configuration, its tensors."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import BadInputError, DiskError, NotFoundError
+from quantkit.errors import DiskError, NotFoundError
 from quantkit.tensors import TensorSource
-from quantkit.weights.header import MAX_HEADER_BYTES, parse_object
+from quantkit.weights.header import parse_object
 from quantkit.weights.local import LocalSource
+from quantkit.weights.regular import read_small
 
 CONFIG = "config.json"
 
@@ -39,7 +41,10 @@ def open_folder(folder: Path, reference: str | None = None) -> Checkpoint:
         found = "is a file, expected a folder" if folder.exists() else "does not exist"
         raise NotFoundError(f"{folder} {found}", "name the folder of a Hugging Face checkpoint")
     config = read_config(folder)
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    try:
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    except OSError as error:
+        raise DiskError(f"cannot read {folder}: {error.strerror}") from error
     return Checkpoint(reference or str(folder), folder, config, LocalSource(folder), files)
 
 
@@ -51,15 +56,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         BadInputError: it is not a JSON object, or longer than 25 MB.
         DiskError: the disk refuses to read.
     """
-    path = folder / CONFIG
-    try:
-        size = path.stat().st_size
-        raw = path.read_bytes() if size <= MAX_HEADER_BYTES else b""
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{folder}: found no {CONFIG}", "name the folder of a Hugging Face checkpoint") from error
-    except OSError as error:
-        raise DiskError(f"cannot read {path}: {error.strerror}") from error
-    if size > MAX_HEADER_BYTES:
-        raise BadInputError(f"{path}: found {size} bytes, expected at most {MAX_HEADER_BYTES}")
+    if not os.path.lexists(folder / CONFIG):
+        raise NotFoundError(f"{folder}: found no {CONFIG}", "name the folder of a Hugging Face checkpoint")
+    raw = read_small(folder / CONFIG)
     # Hand-edited configurations repeat a key now and then; transformers takes the last one.
     return parse_object(raw, CONFIG, unique_keys=False)

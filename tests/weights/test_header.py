@@ -48,7 +48,8 @@ def test_header_length_from_the_first_bytes_of_a_remote_file():
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "0 bytes, expected at least 8"),
+        (b"", "an empty file, expected a safetensors file"),
+        (b"\x00" * 7, "7 bytes, expected at least 8"),
         (struct.pack("<Q", 2**63) + b"{}", "a header of 9223372036854775808 bytes"),
         (struct.pack("<Q", 26_000_000) + b" " * 26_000_000, "expected 2 to 25000000"),
         (struct.pack("<Q", 3) + b"{}", "a header of 3 bytes, expected 2 to 2"),
