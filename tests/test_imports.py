@@ -12,15 +12,17 @@ import quantkit
 ROOT = Path(quantkit.__file__).parent
 # From the lowest to the highest; rooms of one level do not import one another.
 LEVELS = (
-    {"tensors", "errors", "units", "versions"},
-    {"weights", "recipe", "distributed", "devices"},
-    {"methods", "formats", "families", "vocab", "calibration", "rundir", "hub"},
-    {"plan", "skeleton", "report", "checkpoint", "lockstep", "progress"},
+    {"tensors", "errors", "units", "versions", "signals"},
+    {"weights", "recipe", "distributed", "devices", "texts"},
+    {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile"},
+    {"vocab"},
+    {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration"},
     {"pipeline"},
+    {"commands"},
     {"cli"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SAME_LEVEL = {("lockstep", "skeleton"), ("units", "errors"), ("tensors", "errors")}
+SAME_LEVEL = {("lockstep", "skeleton"), ("generate", "skeleton"), ("units", "errors"), ("tensors", "errors"), ("texts", "recipe")}
 TABLES = {"families", "methods", "formats"}  # rooms whose __init__.py may hold a literal table
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 

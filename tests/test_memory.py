@@ -11,33 +11,53 @@ from tiny import make_model
 
 ROOT = Path(__file__).parents[1]
 PROBE = Path(__file__).parent / "memory_probe.py"
+CHECK_PROBE = Path(__file__).parent / "check_probe.py"
 GIGABYTE = 10**9
 
 
 def measure(model: Path, out: Path, samples: int, length: int) -> dict[str, int]:
-    command = [sys.executable, PROBE, model, out, str(samples), str(length)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return said_by(PROBE, model, out, str(samples), str(length))
+
+
+def said_by(*command: object) -> dict[str, int]:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def by_depth(tmp_path_factory) -> dict[int, dict[str, int]]:
-    """Peaks of models of one width, 4 and 16 layers deep."""
-    folder = tmp_path_factory.mktemp("depth")
-    found = {}
-    for depth in (4, 16):
-        model = make_model(
-            folder / f"model-{depth}",
-            dtype=torch.bfloat16,
-            num_hidden_layers=depth,
-            hidden_size=768,
-            intermediate_size=2048,
-            num_attention_heads=12,
-            num_key_value_heads=4,
-        )
-        found[depth] = measure(model, folder / f"out-{depth}", 8, 256)
-    return found
+def models(tmp_path_factory) -> dict[int, Path]:
+    """Models of one width, 4 and 16 layers deep."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
+    return {
+        depth: make_model(folder / f"deep-{depth}", dtype=torch.bfloat16, num_hidden_layers=depth, **sizes)
+        for depth in (4, 16)
+    }
+
+
+@pytest.fixture(scope="module")
+def by_depth(models, tmp_path_factory) -> dict[int, dict[str, int]]:
+    """Peaks of quantizing them."""
+    folder = tmp_path_factory.mktemp("made")
+    return {depth: measure(model, folder / f"out-{depth}", 8, 256) for depth, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def checked(models, tmp_path_factory) -> dict[int, dict[str, int]]:
+    """Peaks of checking three artifacts of each."""
+    folder = tmp_path_factory.mktemp("checked")
+    return {depth: said_by(CHECK_PROBE, model, folder / str(depth)) for depth, model in models.items()}
+
+
+def test_the_peak_of_a_check_does_not_grow_with_the_number_of_layers(checked):
+    shallow, deep = checked[4]["peak"], checked[16]["peak"]
+    assert abs(deep - shallow) / shallow < 0.05
+
+
+@pytest.mark.parametrize("depth", [4, 16])
+def test_the_plan_of_a_check_predicts_the_peak(checked, depth):
+    assert checked[depth]["predicted"] == pytest.approx(checked[depth]["peak"], rel=0.15)
 
 
 def test_the_peak_does_not_grow_with_the_number_of_layers(by_depth):
@@ -48,6 +68,15 @@ def test_the_peak_does_not_grow_with_the_number_of_layers(by_depth):
 @pytest.mark.parametrize("depth", [4, 16])
 def test_the_plan_predicts_the_peak(by_depth, depth):
     assert by_depth[depth]["predicted"] == pytest.approx(by_depth[depth]["peak"], rel=0.15)
+
+
+@pytest.mark.parametrize("architecture", ["Gemma2ForCausalLM", "XGLMForCausalLM"])
+def test_the_plan_knows_of_attention_that_is_not_fused(tmp_path, architecture):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 32, "max_position_embeddings": 1024}
+    model = make_model(tmp_path / "model", architecture, torch.bfloat16, **sizes)
+    found = measure(model, tmp_path / "out", 2, 1024)
+    assert found["peak"] - found["base"] > 32 * 1024**2 * 4  # the scores, as computed and masked
+    assert found["predicted"] == pytest.approx(found["peak"], rel=0.15)
 
 
 def test_a_model_of_1_1_billion_parameters_takes_less_than_a_gigabyte(tmp_path):

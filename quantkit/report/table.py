@@ -9,7 +9,7 @@ from rich.table import Table
 
 from quantkit.units import format_bytes, format_gib, format_seconds
 
-TRANSFORMERS_NEEDS = " (transformers with optimum>=1.24 and gptqmodel>=1.4.3)"
+TRANSFORMERS_NEEDS = "transformers>={}, with optimum>=1.24 and gptqmodel>=1.4.3"
 SHOWN_NAMES = 3  # notes and rounded linears shown before "and N more"
 
 
@@ -70,16 +70,25 @@ def print_result(output: Path, record: dict[str, Any]) -> None:
     table.add_row("disk", format_bytes(predicted["disk_bytes"]), format_bytes(measured["disk_bytes"]))
     table.add_row("time", format_seconds(predicted["seconds"]), format_seconds(measured["seconds"]))
     console.print(table)
-    if record["rounded_to_nearest"]:
-        names = record["rounded_to_nearest"]
-        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-        shown = ", ".join(names[:SHOWN_NAMES])
-        console.print(f"warning: rounded to nearest, their Hessian could not be factorised: {shown}{more}")
+    for note in record["notes"]:
+        console.print(f"note: {note}", markup=False)
+    rounded = record["rounded_to_nearest"]
+    raised = [name for name in record.get("damping_raised", {}) if name not in rounded]
+    if rounded:
+        console.print(f"warning: rounded to nearest, their Hessian could not be factorised: {_some(rounded)}")
+    if raised:
+        console.print(f"warning: damping raised, their Hessian is not positive definite: {_some(raised)}")
     loads = [name for name, answer in record["runtimes"].items() if answer == "loads"]
-    console.print(f"loads in: {', '.join(loads)}" + TRANSFORMERS_NEEDS * ("transformers" in loads))
+    needs = f" ({TRANSFORMERS_NEEDS.format(record['first_transformers'])})" * ("transformers" in loads)
+    console.print(f"loads in: {', '.join(loads)}{needs}", markup=False)
     for name, answer in record["runtimes"].items():
         if answer != "loads":
             console.print(f"not in {name}: {answer}", markup=False)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _console() -> Console:

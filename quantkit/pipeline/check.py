@@ -1,0 +1,100 @@
+"""What quantization cost: artifacts beside their baseline, in one pass over the layers."""
+
+import time
+from typing import Any
+
+from quantkit.checkfile import SCHEMA_VERSION, write_check
+from quantkit.devices import peak_resident_bytes, reset_peak
+from quantkit.errors import QuantkitError
+from quantkit.lockstep import evaluate
+from quantkit.pipeline.answers import answers
+from quantkit.pipeline.check_job import CheckJob
+from quantkit.pipeline.check_record import entry_of, evaluation_record
+from quantkit.pipeline.measure import measure
+from quantkit.pipeline.tasks import run_tasks
+from quantkit.plan.runtime import runtime_bytes
+from quantkit.progress import Progress, Silent
+from quantkit.versions import versions
+
+
+def run(job: CheckJob, progress: Progress | None = None, write: bool = True) -> dict[str, Any]:
+    """Execute a prepared check.
+
+    Args:
+        job: from `prepare`.
+        progress: told what happens; silent by default.
+        write: put a check.json into the folder of every local artifact.
+
+    Returns:
+        The record, as `docs/check.md` describes it.
+
+    Raises:
+        QuantkitError: a weight set cannot be read or computed.
+    """
+    progress = progress or Silent()
+    started = time.perf_counter()
+    reset_peak()
+    for note in job.notes:
+        progress.say(f"note: {note}")
+    progress.start(len(job.skeleton.layers), 0)
+    try:
+        found = evaluate(
+            job.skeleton,
+            [entry.source for entry in job.sets],
+            job.windows,
+            progress.layer,
+            [entry.name for entry in job.sets],
+        )
+    finally:
+        progress.stop()
+    entries = [entry_of(job, number, found) for number in range(len(job.sets))]
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": versions(),
+        "evaluation": evaluation_record(job),
+        "predicted": {"host_bytes": job.budget.host_bytes, "seconds": round(job.budget.seconds, 1)},
+        "measured": {"host_bytes": peak_resident_bytes(), "seconds": round(time.perf_counter() - started, 1)},
+        "baseline": entries[0],
+        "artifacts": entries[1:],
+        "passed": all(entry["passed"] for entry in entries[1:]),
+    }
+    _beyond_the_pass(job, record, progress)
+    if write:
+        write_records(job, record, progress)
+    return record
+
+
+def _beyond_the_pass(job: CheckJob, record: dict[str, Any], progress: Progress) -> None:
+    """What was asked for beside the lockstep pass: answers, tasks, measured memory and speed."""
+    entries = [record["baseline"], *record["artifacts"]]
+    if job.prompts:
+        said = answers(job, job.prompts, baseline_answers=job.options.baseline_answers, progress=progress)
+        record["prompts"], record["chat_template"] = said["prompts"], said["chat_template"]
+        for entry, one in zip(entries, said["answers"], strict=True):
+            entry["answers"] = one
+    if job.tasks:
+        found = run_tasks(job.tasks, job.skeleton, job.config, job.tokenizer, job.sets, progress)
+        for entry, own in zip(entries, found, strict=True):
+            entry["tasks"] = {name: {**row, "baseline": found[0][name]["value"]} for name, row in own.items()}
+    if job.options.measure:
+        for entry, weights in zip(entries, job.sets, strict=True):
+            progress.say(f"measuring {weights.name}")
+            measured = measure(weights.folder, job.options.runtime_python, str(job.device.device))
+            if isinstance(measured, str):
+                progress.say(f"note: {weights.name} is not measured: {measured}")
+                entry["memory"]["not_measured"] = measured
+            else:
+                needed = runtime_bytes(job.skeleton.sizes(), weights.weight_bytes, measured["context"])
+                entry["memory"]["measured"] = measured | {"predicted_bytes": needed}
+
+
+def write_records(job: CheckJob, record: dict[str, Any], progress: Progress) -> None:
+    """A check.json beside every local artifact, with its own entry alone."""
+    for artifact, entry in zip(job.artifacts, record["artifacts"], strict=True):
+        if artifact.checkpoint.repo_id is not None:
+            progress.say(f"note: {artifact.name} is a repository; its check is not kept")
+            continue
+        try:
+            write_check(artifact.folder, {**record, "artifacts": [entry], "passed": entry["passed"]})
+        except QuantkitError as error:
+            progress.say(f"note: the check of {artifact.name} is not kept: {error}")

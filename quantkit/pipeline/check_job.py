@@ -1,0 +1,134 @@
+"""A check prepared: weight sets opened, text cut, costs predicted, and everything refused that can be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
+from quantkit.errors import OutOfMemoryError, UsageError
+from quantkit.families.family import Family
+from quantkit.pipeline.check_budget import CheckBudget, check_budget
+from quantkit.pipeline.check_text import cut_windows, overlaps, prefix_ids
+from quantkit.pipeline.tasks import Tasks, open_tasks
+from quantkit.pipeline.weightset import WeightSet, open_artifact, open_baseline
+from quantkit.plan.budget import Machine
+from quantkit.quality.gates import Limits
+from quantkit.quality.prompts import Prompt, load_prompts
+from quantkit.quality.texts import EvaluationText, evaluation_texts
+from quantkit.quality.windows import Windows
+from quantkit.skeleton import Skeleton
+from quantkit.units import format_gib
+from quantkit.vocab.load import load_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What a check measures, and what it demands."""
+
+    text: tuple[str, ...] = ("default",)
+    context: int | None = None
+    stride: int | None = None
+    like_llama_cpp: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    limits: Limits = field(default_factory=Limits)  # instead of the defaults by bits
+    gated: bool = True
+    kv_context: int = 4096  # tokens of the KV cache in the memory table
+    prompts: str | None = None  # `default` or a JSONL file
+    baseline_answers: bool = False
+    tasks: tuple[str, ...] = ()
+    task_limit: int | None = None
+    measure: bool = False
+    runtime_python: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """What `prepare` found; `run` executes it."""
+
+    options: CheckOptions
+    baseline: WeightSet
+    artifacts: tuple[WeightSet, ...]
+    family: Family
+    config: Mapping[str, Any]
+    skeleton: Skeleton
+    tokenizer: Any
+    texts: tuple[EvaluationText, ...]
+    windows: Windows
+    prefix: tuple[int, ...]
+    budget: CheckBudget
+    device: Device
+    notes: tuple[str, ...]
+    prompts: tuple[Prompt, ...] = ()
+    tasks: Tasks | None = None
+
+    @property
+    def sets(self) -> tuple[WeightSet, ...]:
+        """The baseline and the artifacts."""
+        return (self.baseline, *self.artifacts)
+
+
+def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | None = None) -> CheckJob:
+    """Open everything, cut the text into windows and predict the costs; no weight is read.
+
+    Args:
+        artifacts: folders, or `org/name[@revision]`.
+        baseline: the 16-bit checkpoint that they were made from.
+        options: what is measured.
+
+    Raises:
+        QuantkitError: something does not open, or does not fit together.
+    """
+    options = options or CheckOptions()
+    texts = tuple(evaluation_texts(options.text))
+    prompts = tuple(load_prompts(options.prompts)) if options.prompts else ()
+    tasks = open_tasks(options.tasks, options.task_limit) if options.tasks else None
+    device = _device(options)
+    base, family, config = open_baseline(baseline)
+    skeleton = Skeleton(family, config, device.dtype, device.device)
+    opened = tuple(open_artifact(reference, family, skeleton) for reference in artifacts)
+    tokenizer = load_tokenizer(base.folder, config)
+    windows = cut_windows(
+        texts,
+        tokenizer,
+        skeleton,
+        context=options.context,
+        stride=options.stride,
+        as_llama_cpp=options.like_llama_cpp,
+    )
+    machine = Machine(
+        compute_bytes=device.dtype.itemsize,
+        on_host=device.device.type == "cpu",
+        available_bytes=psutil.virtual_memory().available + resident_bytes(),
+        base_bytes=resident_bytes(),
+        product_rate=measure_rate(device.device, device.dtype),
+        exact_rate=measure_rate(device.device, torch.float32),
+    )
+    infos = [entry.source.infos for entry in (base, *opened)]
+    count, context = windows.ids.shape
+    budget = check_budget(skeleton, infos, count, context, machine)
+    if budget.host_bytes > machine.available_bytes:
+        raise OutOfMemoryError(
+            f"the check needs {format_gib(budget.host_bytes)} of memory, "
+            f"{format_gib(machine.available_bytes)} is available",
+            f"{format_gib(budget.activation_bytes)} of it holds activations: check fewer artifacts or less --text",
+        )
+    notes = tuple(overlaps(texts, opened))
+    return CheckJob(
+        options, base, opened, family, config, skeleton, tokenizer, texts, windows, prefix_ids(tokenizer), budget,
+        device, notes, prompts, tasks,
+    )  # fmt: skip
+
+
+def _device(options: CheckOptions) -> Device:
+    device = choose_device(options.device)
+    if options.dtype == "auto":
+        return device
+    if options.dtype not in DTYPES:
+        raise UsageError(f"--dtype {options.dtype!r} is none of auto, {', '.join(DTYPES)}")
+    return Device(device.device, DTYPES[options.dtype], "as asked")

@@ -1,0 +1,139 @@
+"""A baseline or an artifact opened for a check: its tensors by the family's names, and what it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkfile import bound_files
+from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import BadInputError
+from quantkit.families.family import Family
+from quantkit.families.lookup import artifact_config, family_of
+from quantkit.formats.gptq_source import DequantizedSource
+from quantkit.pipeline.job import check_tensors
+from quantkit.skeleton import Skeleton
+from quantkit.tensors import TensorSource
+from quantkit.weights.hashes import file_hashes
+from quantkit.weights.source import Checkpoint
+
+# Keys of config.json that change nothing about what a model computes.
+IDLE_KEYS = (
+    "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "quantization_config", "torch_dtype",
+    "transformers_version", "use_cache",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """One of the weight sets that a check compares."""
+
+    name: str
+    checkpoint: Checkpoint
+    source: TensorSource  # 16-bit tensors by the family's names
+    label: str  # `GPTQ 4 bits, group 128`
+    bits: int | None  # per code; None: not quantized
+    bits_per_weight: float  # of the layers' linears, scales included
+    weight_bytes: int  # all tensors as stored
+    run: Mapping[str, Any] | None  # run.json of the run that made it
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.checkpoint.folder
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file that decides what it computes."""
+        return file_hashes(self.folder, bound_files(self.folder))
+
+
+def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
+    """The 16-bit checkpoint that artifacts are compared with.
+
+    Returns:
+        It, its family, and config.json as an artifact of it has it.
+
+    Raises:
+        QuantkitError: it cannot be opened, is quantized, or of an unknown architecture.
+    """
+    checkpoint = open_checkpoint(reference)
+    if checkpoint.config.get("quantization_config") is not None:
+        raise BadInputError(
+            f"the baseline {reference} is itself quantized",
+            "--baseline names the 16-bit checkpoint that the artifacts were made from",
+        )
+    family = family_of(checkpoint.config)
+    config = artifact_config(family, checkpoint.config)
+    weights = sum(info.nbytes for info in checkpoint.source.infos.values())
+    name = _name(checkpoint)
+    return WeightSet(name, checkpoint, checkpoint.source, "16 bits", None, 16.0, weights, None), family, config
+
+
+def open_artifact(reference: str, family: Family, skeleton: Skeleton) -> WeightSet:
+    """An artifact of the baseline: GPTQ or plain 16 bits.
+
+    Raises:
+        QuantkitError: it cannot be opened, or is not of the baseline's shape.
+    """
+    checkpoint = open_checkpoint(reference)
+    name = _name(checkpoint)
+    _check_config(name, checkpoint.config, skeleton)
+    quantized = checkpoint.config.get("quantization_config")
+    stored = checkpoint.source
+    source: TensorSource = DequantizedSource(stored, dict(quantized)) if isinstance(quantized, dict) else stored
+    try:
+        check_tensors(family, skeleton, source.infos)
+    except BadInputError as error:
+        raise BadInputError(f"{name}: {error}", "an artifact has the baseline's tensors") from error
+    weights = sum(info.nbytes for info in stored.infos.values())
+    run = _run_record(checkpoint.folder)
+    bits = int(quantized["bits"]) if isinstance(quantized, dict) and "bits" in quantized else None
+    per_weight = _bits_per_weight(skeleton, stored)
+    return WeightSet(name, checkpoint, source, _label(quantized), bits, per_weight, weights, run)
+
+
+def _check_config(name: str, config: Mapping[str, Any], skeleton: Skeleton) -> None:
+    """Refuse an artifact whose configuration computes something else than the baseline's."""
+    theirs = {key: value for key, value in config.items() if key not in IDLE_KEYS}
+    expected = skeleton.config.to_dict()
+    try:
+        found = type(skeleton.config).from_dict(dict(theirs)).to_dict()
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise BadInputError(f"{name}: transformers refuses its config.json: {error}") from error
+    differing = [key for key in expected if key not in IDLE_KEYS and found.get(key) != expected[key]]
+    if differing:
+        said = "; ".join(f"{key} is {found.get(key)!r}, the baseline's {expected[key]!r}" for key in differing[:3])
+        raise BadInputError(
+            f"{name} is not an artifact of this baseline: {said}", "name the checkpoint it was made from"
+        )
+
+
+def _bits_per_weight(skeleton: Skeleton, stored: TensorSource) -> float:
+    shapes = skeleton.linear_shapes()
+    size = sum(
+        info.nbytes
+        for name, info in stored.infos.items()
+        if name.rpartition(".")[0] in shapes and not name.endswith(".bias")
+    )
+    return 8 * size / sum(rows * columns for rows, columns in shapes.values())
+
+
+def _label(quantized: Any) -> str:  # noqa: ANN401
+    if not isinstance(quantized, dict):
+        return "16 bits"
+    group = quantized.get("group_size")
+    grouped = "per row" if group == -1 else f"group {group}"
+    return f"{str(quantized.get('quant_method', 'gptq')).upper()} {quantized.get('bits')} bits, {grouped}"
+
+
+def _run_record(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        record = json.loads((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    return checkpoint.repo_id or Path(checkpoint.reference).expanduser().resolve().name

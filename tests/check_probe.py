@@ -1,0 +1,45 @@
+"""Run in a process of its own: what a check of three artifacts holds in memory.
+
+    python check_probe.py MODEL FOLDER
+
+Makes three artifacts of MODEL in FOLDER without data, checks a tiny model first (libraries and thread pools are then
+loaded), and prints JSON with the peak and what the plan predicted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from tiny import make_model
+
+from quantkit.devices import release_memory, reset_peak
+from quantkit.pipeline import check
+from quantkit.pipeline.check_job import CheckOptions, prepare
+from quantkit.pipeline.gptq import run
+from quantkit.pipeline.job import prepare as prepare_gptq
+from quantkit.recipe import make_recipe
+
+RECIPES = ({"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 32})
+
+
+def main() -> None:
+    model, folder = sys.argv[1], Path(sys.argv[2])
+    tiny = make_model(folder / "tiny", "LlamaForCausalLM", max_position_embeddings=256)
+    options = CheckOptions(text=("english",), context=256, device="cpu", gated=False)
+    check.run(prepare([str(tiny)], str(tiny), options), write=False)
+    artifacts = []
+    for number, fields in enumerate(RECIPES):
+        out = folder / f"artifact-{number}"
+        run(prepare_gptq(model, make_recipe({**fields, "method": "rtn"}), output=out, device="cpu"))
+        artifacts.append(str(out))
+    release_memory()
+    reset_peak()
+    record = check.run(prepare(artifacts, model, options), write=False)
+    print(json.dumps({"peak": record["measured"]["host_bytes"], "predicted": record["predicted"]["host_bytes"]}))
+
+
+if __name__ == "__main__":
+    main()
