@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -80,7 +80,9 @@ class Plan:
         return {name: stage.grid for stages in self.layers for stage in stages for name in stage.linears}
 
 
-def make_plan(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo], *, strict: bool = False) -> Plan:
+def make_plan(
+    family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo], *, strict: bool = False, tied: bool = False
+) -> Plan:
     """Rows, stages and shards for a recipe over the tensors of a checkpoint.
 
     Args:
@@ -88,6 +90,7 @@ def make_plan(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo], *
         recipe: what to make.
         infos: every tensor of the source, from headers.
         strict: refuse, rather than leave in 16 bits, a linear whose shape cannot be packed.
+        tied: the head is the embedding; `.bin` files hold it a second time, the artifact does not.
 
     Raises:
         BadInputError: with `strict`, a linear that cannot be packed; or no layers at all.
@@ -107,7 +110,8 @@ def make_plan(family: Family, recipe: Recipe, infos: Mapping[str, TensorInfo], *
             "nothing is left to quantize: every linear stays in 16 bits",
             "; ".join(dict.fromkeys(notes)) or None,
         )
-    rows = [_row(family, info, grids, kept) for info in _in_order(family, infos)]
+    dropped = (*family.dropped, *([family.head + ".weight"] if tied else []))
+    rows = [_row(family, info, grids, kept, dropped) for info in _in_order(family, infos)]
     shards, placed = _place(rows, parse_bytes(recipe.max_shard_size))
     return Plan(tuple(placed), layers, shards, kept, tuple(dict.fromkeys(notes)))
 
@@ -217,10 +221,10 @@ def _in_order(family: Family, infos: Mapping[str, TensorInfo]) -> list[TensorInf
     return sorted(infos.values(), key=key)
 
 
-def _row(family: Family, info: TensorInfo, grids: Mapping[str, Grid | None], kept: str) -> Row:
+def _row(family: Family, info: TensorInfo, grids: Mapping[str, Grid | None], kept: str, dropped: Sequence[str]) -> Row:
     layer = layer_of(family, info.name)
     module, _, leaf = info.name.rpartition(".")
-    if any(fnmatch.fnmatchcase(info.name, pattern) for pattern in family.dropped):
+    if any(fnmatch.fnmatchcase(info.name, pattern) for pattern in dropped):
         return Row(info.name, layer, "drop", info, None, ())
     grid = grids.get(module)
     if grid is not None and leaf == "weight":

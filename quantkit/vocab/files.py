@@ -25,6 +25,7 @@ PATTERNS = (
     "chat_template*",
 )
 CONFIG, JSON, SPM = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+SPECIAL = "special_tokens_map.json"
 MAX_BYTES = 2**28  # of one tokenizer file; the largest known have 35 MB
 LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 # What the class would say, and FAST does not.
@@ -47,6 +48,7 @@ class Treatment:
         names: the source's tokenizer files.
         from_gpt2: tokenizer.json is XGen's, made from GPT-2's vocabulary.
         from_spm: tokenizer.json is made from tokenizer.model.
+        by_vocabulary: transformers would take vocabulary and merges alone from tokenizer.json.
         as_it_is: tokenizer_config.json says that tokenizer.json holds everything; no class of the source's does.
         template: what is supplied where the source has no chat template.
         unread: why the tokenizer cannot be read, if so.
@@ -55,6 +57,7 @@ class Treatment:
     names: tuple[str, ...]
     from_gpt2: bool = False
     from_spm: bool = False
+    by_vocabulary: bool = False
     as_it_is: bool = False
     template: ChatTemplate | None = None
     unread: str | None = None
@@ -90,12 +93,14 @@ def treatment(folder: Path, config: Mapping[str, Any] | None = None, repository:
     remapped = config is not None and config.get("model_type") != model.get("model_type", config.get("model_type"))
     by_spm = stated in LLAMA_CLASSES or (stated is None and model.get("model_type") in LLAMA_TYPES)
     from_spm = SPM in names and not has_json and not is_xgen and by_spm and _is_llama_like(folder)
+    by_vocabulary = has_json and stated in LLAMA_CLASSES and model.get("model_type") == "llama" and _normalizes(folder)
     templated = bool(own.get("chat_template")) or any(name.startswith("chat_template") for name in names)
     return Treatment(
         names,
         from_gpt2=is_xgen and not has_json,
         from_spm=from_spm,
-        as_it_is=is_xgen or from_spm or (has_json and remapped),
+        by_vocabulary=by_vocabulary,
+        as_it_is=is_xgen or from_spm or by_vocabulary or (has_json and remapped),
         template=None if templated or not names else template_for(repository, folder.resolve().name),
         unread=None if has_json or is_xgen or from_spm else _why_unread(names, stated),
     )
@@ -125,7 +130,10 @@ def tokenizer_files(folder: Path, plan: Treatment) -> dict[str, bytes]:
             add_eos=own.get("add_eos_token") is True,
             legacy=own.get("legacy") is not False,
         )
-        own = LLAMA_DEFAULTS | {key: value for key, value in own.items() if value is not None}
+    if plan.from_spm or plan.by_vocabulary:
+        named = read_object(folder / SPECIAL)
+        own = {key: value for key, value in own.items() if value is not None}
+        own = {key: value for key, value in LLAMA_DEFAULTS.items() if key not in named} | own
     if plan.as_it_is:
         own = {key: value for key, value in own.items() if key not in ("auto_map", "add_special_tokens")}
         own |= {"tokenizer_class": FAST, "model_input_names": INPUTS}
@@ -181,6 +189,19 @@ def _is_llama_like(folder: Path) -> bool:
         return spm.read_spm(_read(folder / SPM)).is_llama_like
     except BadInputError:
         return False
+
+
+def _normalizes(folder: Path) -> bool:
+    """Whether tokenizer.json has a normalizer: transformers 5 makes a LlamaTokenizer without one.
+
+    Llama 2's puts a space in front of each text and behind each special token. Without it a space at the beginning
+    of a text is lost, and the first word of a prompt becomes another token.
+    """
+    try:
+        made = json.loads(_read(folder / JSON))
+    except (ValueError, RecursionError):
+        return False  # the loader says what is wrong
+    return isinstance(made, dict) and made.get("normalizer") is not None
 
 
 def _why_unread(names: tuple[str, ...], stated: str | None) -> str | None:

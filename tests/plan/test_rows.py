@@ -190,6 +190,12 @@ def test_a_tied_head_needs_no_tensor():
     assert "lm_head.weight" not in {row.name for row in plan.rows}
 
 
+def test_a_tied_head_that_is_stored_is_dropped():
+    plan = make_plan(LLAMA, Recipe(), TINY.infos(), tied=True)
+    assert plan.row("lm_head.weight").action == "drop"
+    assert not [info for infos in plan.shards.values() for info in infos if info.name.startswith("lm_head")]
+
+
 def test_a_linear_that_cannot_be_packed_stays_in_16_bits_with_a_note():
     infos = Shape(2, 64, 4, 2, 172, 512).infos()
     plan = plan_of(infos, group_size=32)

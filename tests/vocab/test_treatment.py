@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import sentencepiece
 import tiny
 from tiny import write_json
+from vocab.test_spm import LLAMA as LLAMA_SPM
+from vocab.test_spm import train
 
 from quantkit.errors import BadInputError
-from quantkit.vocab import xgen
+from quantkit.vocab import spm, xgen
 from quantkit.vocab.files import FAST, Treatment, is_tokenizer_file, read_files, tokenizer_files, treatment
 from quantkit.vocab.load import load_tokenizer
 from quantkit.vocab.templates import VICUNA
@@ -88,6 +91,33 @@ def test_a_remapped_checkpoint_is_read_from_its_tokenizer_json(folder):
     encoded = load_tokenizer(folder, LLAMA)("The river rose")
     assert set(encoded) == {"input_ids", "attention_mask"}
     assert not treatment(folder).as_it_is  # nothing is remapped where no other configuration is given
+
+
+def test_a_llama_that_its_class_would_read_otherwise_is_read_from_its_tokenizer_json(folder):
+    """transformers 5.23 builds the class without the file's normalizer: "▁a" for " a", and "A" for "▁A" after <s>."""
+    raw = train(**LLAMA_SPM)
+    witness = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    (folder / "tokenizer.json").write_bytes(spm.rebuild(spm.read_spm(raw)))
+    own = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "pad_token": None}
+    write_json(folder / "tokenizer_config.json", own)
+    write_json(folder / "special_tokens_map.json", {"eos_token": "<unk>"})
+    plan = treatment(folder, LLAMA)
+    assert plan.as_it_is
+    assert tokenizer_files(folder, plan)["tokenizer.json"] == (folder / "tokenizer.json").read_bytes()
+    tokenizer = load_tokenizer(folder, LLAMA)
+    for text in ("a", " a", "   a", " ", "▁under", "\n  a"):
+        assert tokenizer(text)["input_ids"] == [1, *witness.encode(text)], text
+    assert tokenizer("<s>A chat", add_special_tokens=False)["input_ids"] == [1, *witness.encode("A chat")]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "<unk>", "<unk>")
+
+
+@pytest.mark.parametrize("change", [{"normalizer": None}, None])
+def test_a_llama_that_its_class_reads_rightly_stays_as_it_is(folder, change):
+    made = json.loads(spm.rebuild(spm.read_spm(train(**LLAMA_SPM)), legacy=False))
+    (folder / "tokenizer.json").write_text("{" if change is None else json.dumps(made | change), "utf-8")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    plan = treatment(folder, LLAMA)
+    assert plan == Treatment(plan.names)
 
 
 def test_xgens_tokenizer_is_rebuilt_from_gpt2s(folder, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import hub_server
 import pytest
 import tiktoken
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from vocab.texts import many_texts, shipped
 
 from quantkit.errors import BadInputError, NotFoundError
@@ -37,11 +37,8 @@ def encoding_of(vocab: bytes) -> tiktoken.Encoding:
     return tiktoken.Encoding("xgen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def gpt2_shaped() -> tuple[bytes, bytes]:
     """vocab.json and merges.txt of a small vocabulary in which, as in GPT-2's, merge n makes rank 256 + n."""
-    from tokenizers import models, trainers
-
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -55,6 +52,11 @@ def small(tmp_path_factory):
     vocab = json.dumps({token: number for number, token in enumerate(tokens)}).encode()
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
     return vocab, "\n".join(lines).encode()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return gpt2_shaped()
 
 
 @pytest.fixture
