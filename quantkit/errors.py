@@ -55,3 +55,11 @@ class QualityError(QuantkitError):
     """An artifact that missed the quality its recipe demands."""
 
     exit_code = 8
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that host or GPU have no memory left, in the words of whoever raised it."""
+    said = ("out of memory", "allocate memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadInputError, DiskError
-from quantkit.weights.files import write_file
+from quantkit.weights.files import disk_failure, write_file
 
 RUN_FILE = "run.json"
 LAYERS_FILE = "layers.jsonl"
-OWN_FILES = (LAYERS_FILE, "config.json", "quantize_config.json", "model.safetensors.index.json")
+CONFIG_FILE = "config.json"
+OWN_FILES = (CONFIG_FILE, LAYERS_FILE, "quantize_config.json", "model.safetensors.index.json", "check.json")
 SCHEMA_VERSION = 1
 
 
@@ -23,70 +24,64 @@ def check_folder(folder: Path) -> None:
         BadInputError: it is a file, or holds something that is not of quantkit.
         DiskError: it cannot be created or written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"{folder} is a file, expected a folder", "choose another --out")
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise BadInputError(f"{parent} is a file, expected a folder", "choose another --out")
     if not os.access(parent, os.W_OK):
         raise DiskError(f"{parent} is not writable", "choose another --out")
-    if not folder.exists() or (folder / RUN_FILE).exists():
-        return
-    for item in sorted(folder.iterdir()):
-        if not (item.name.startswith(".") and item.name.endswith(".partial")):
-            raise BadInputError(
-                f"{folder} holds {item.name} and no {RUN_FILE}: it is not a folder of quantkit", "choose another --out"
-            )
-
-
-def restart_folder(folder: Path) -> None:
-    """Remove what an earlier run of quantkit made, and nothing else; a folder of something else is left alone."""
-    if not (folder / RUN_FILE).is_file() or _read_record(folder / RUN_FILE) is None:
-        return
-    # An empty fingerprint first: from here on this is a folder in which a new run may begin.
-    begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": {}}
-    write_file(folder / RUN_FILE, json.dumps(begun).encode())
-    for path in folder.iterdir():
-        if path.name in OWN_FILES or path.suffix in (".safetensors", ".partial"):
-            path.unlink()
+    # One listing: another run may be about to give run.json its name.
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    strangers = [name for name in names if not (name.startswith(".") and name.endswith((".partial", ".lock")))]
+    if strangers and RUN_FILE not in names:
+        raise BadInputError(
+            f"{folder} holds {strangers[0]} and no {RUN_FILE}: it is not a folder of quantkit", "choose another --out"
+        )
 
 
 class RunFolder:
-    """The output folder of one run.
+    """The output folder of one run, which must hold its lock.
 
     `run.json` says what is being made (`status: running`) from the first second on and what was made
     at the end; `layers.jsonl` has a line per linear and, once a layer's tensors are on the disk, a
-    line `{"finished": N}`. A run that died is continued from there.
+    line `{"finished": N}` with what it cost. A run that died is continued from there.
 
     Args:
         folder: created if absent.
         fingerprint: every input that decides the bytes of the artifact, by name.
+        restart: begin anew, whatever an earlier run of quantkit left there.
 
     Raises:
         BadInputError: the folder holds something else, or a run with other inputs.
         DiskError: it cannot be created or written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> None:
         self.folder = folder
         self.finished_layers = 0
         self.complete = False
+        self._fingerprint = fingerprint
         check_folder(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DiskError(f"cannot create {folder}: {error.strerror}", "choose another --out") from error
         previous = self._previous()
-        if previous is not None:
-            self._compare(previous["fingerprint"], fingerprint)
-            # config.json is written after run.json, as the very last file.
-            self.complete = previous["status"] == "finished" and (folder / "config.json").exists()
-            self.finished_layers = 0 if self.complete else self._read_layers()
-        else:
-            (folder / LAYERS_FILE).unlink(missing_ok=True)  # of a run that was restarted
-            begun = {"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": dict(fingerprint)}
-            self.write_run(begun)
+        if previous is None or restart:
+            if previous is not None:
+                self._clear()
+            self._begin()
+            return
+        self._compare(previous["fingerprint"], fingerprint)
+        self._remove(*(path.name for path in folder.glob(".*.partial") if ".safetensors." not in path.name))
+        # config.json is written after run.json, as the very last file.
+        self.complete = previous["status"] == "finished" and (folder / CONFIG_FILE).exists()
+        if not self.complete:
+            self.reopen()
 
     def reopen(self) -> None:
-        """Go on with a finished run of which a file was lost."""
+        """Go on with a run that is not finished, or of which a file was lost."""
+        self._remove(CONFIG_FILE)  # a folder that has it is whole
+        self._begin()
         self.complete = False
         self.finished_layers = self._read_layers()
 
@@ -98,9 +93,9 @@ class RunFolder:
         """Append a linear's line to layers.jsonl."""
         self._append(record)
 
-    def record_finished(self, layer: int) -> None:
-        """Append the line that makes a layer final; its tensors must be on the disk already."""
-        self._append({"finished": layer})
+    def record_finished(self, layer: int, cost: Mapping[str, float] | None = None) -> None:
+        """Append the line that makes a layer final, with its cost; its tensors must be on the disk already."""
+        self._append({"finished": layer, **(cost or {})})
         self.finished_layers = layer + 1
 
     def forget_from(self, layer: int) -> None:
@@ -109,12 +104,34 @@ class RunFolder:
             self.finished_layers = self._read_layers(layer)
 
     def linears(self) -> list[dict[str, Any]]:
-        """The lines of finished layers, in order."""
+        """The lines of the linears of finished layers, in order."""
+        return [row for row in self._rows() if "name" in row]
+
+    def costs(self) -> list[dict[str, Any]]:
+        """What each finished layer cost, in order."""
+        return [row for row in self._rows() if "finished" in row]
+
+    def _rows(self) -> list[dict[str, Any]]:
         path = self.folder / LAYERS_FILE
-        if not path.exists():
-            return []
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return [row for row in rows if "name" in row]
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def _begin(self) -> None:
+        fingerprint = dict(self._fingerprint)
+        self.write_run({"schema_version": SCHEMA_VERSION, "status": "running", "fingerprint": fingerprint})
+
+    def _clear(self) -> None:
+        """Remove what an earlier run made, in an order in which no crash leaves more than an unfinished run."""
+        names = [path.name for path in self.folder.iterdir()]
+        weights = [name for name in names if name.endswith(".safetensors")]
+        partial = [name for name in names if name.startswith(".") and name.endswith(".partial")]
+        self._remove(*OWN_FILES, *weights, *partial)
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise DiskError(f"cannot remove {self.folder / name}: {error.strerror}") from error
 
     def _append(self, record: Mapping[str, Any]) -> None:
         try:
@@ -123,20 +140,26 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise DiskError(f"cannot write {self.folder / LAYERS_FILE}: {error.strerror}") from error
+            disk_failure(error, self.folder / LAYERS_FILE, 0)
 
     def _previous(self) -> dict[str, Any] | None:
+        """run.json of an earlier run."""
         path = self.folder / RUN_FILE
         if not path.exists():
             return None
-        record = _read_record(path)
-        if record is None:
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            ours = isinstance(record["fingerprint"], dict) and isinstance(record["status"], str)
+        except (ValueError, TypeError, KeyError):
+            ours = False
+        if not ours:
             raise BadInputError(f"{path} is not a record of quantkit", "choose another --out")
-        return record if record["fingerprint"] else None
+        return dict(record)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        new = json.loads(json.dumps(new))  # as the file would give it back
-        for key in sorted(old.keys() | new.keys()):
+        old, new = _flat(old), _flat(json.loads(json.dumps(new)))  # as the file would give it back
+        # What a user has set comes first: it is the reason why other inputs differ.
+        for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.startswith("recipe."), key)):
             if old.get(key) != new.get(key):
                 raise BadInputError(
                     f"{self.folder} holds a run with {key} {old.get(key)}, this one has {new.get(key)}",
@@ -165,11 +188,9 @@ class RunFolder:
         return finished
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """run.json, or None where it is not one of ours."""
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        ours = isinstance(record["fingerprint"], dict) and isinstance(record["status"], str)
-    except (ValueError, TypeError, KeyError):
-        return None
-    return dict(record) if ours else None
+def _flat(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """File hashes as inputs of their own: `source.config.json`."""
+    flat: dict[str, Any] = {}
+    for key, value in fingerprint.items():
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -22,7 +22,13 @@ LEVELS = (
     {"cli"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SAME_LEVEL = {("lockstep", "skeleton"), ("generate", "skeleton"), ("units", "errors"), ("tensors", "errors"), ("texts", "recipe")}
+SAME_LEVEL = {
+    ("lockstep", "skeleton"),
+    ("generate", "skeleton"),
+    ("units", "errors"),
+    ("tensors", "errors"),
+    ("texts", "recipe"),
+}
 TABLES = {"families", "methods", "formats"}  # rooms whose __init__.py may hold a literal table
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 

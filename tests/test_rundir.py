@@ -6,7 +6,7 @@ import os
 import pytest
 
 from quantkit.errors import BadInputError, DiskError
-from quantkit.rundir import RunFolder, restart_folder
+from quantkit.rundir import RunFolder, check_folder
 
 INPUTS = {"source": "abc", "recipe.bits": 4, "recipe.rules": ("a", "b"), "calibration_sha256": None}
 
@@ -80,8 +80,10 @@ def test_a_crash_at_any_byte_of_the_log_loses_at_most_the_layer_at_work(tmp_path
 def test_a_run_that_is_finished_says_so(tmp_path):
     run = RunFolder(tmp_path, INPUTS)
     record_layer(run, 0)
-    run.write_run({"status": "finished", "fingerprint": INPUTS, "more": 1})
+    finished = {"status": "finished", "fingerprint": INPUTS, "more": 1}
+    run.write_run(finished)
     assert not RunFolder(tmp_path, INPUTS).complete  # config.json, the last file, is not there yet
+    run.write_run(finished)
     (tmp_path / "config.json").write_text("{}")
     again = RunFolder(tmp_path, INPUTS)
     assert again.complete
@@ -177,6 +179,81 @@ def test_no_partial_file_is_left(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.jsonl", "run.json"]
 
 
+def test_what_a_layer_cost_is_kept_with_it(tmp_path):
+    run = RunFolder(tmp_path, INPUTS)
+    run.record_linear({"name": "0.a"})
+    run.record_finished(0, {"seconds": 1.5, "host_bytes": 7})
+    run.record_linear({"name": "1.a"})
+    assert RunFolder(tmp_path, INPUTS).costs() == [{"finished": 0, "seconds": 1.5, "host_bytes": 7}]
+
+
+@pytest.mark.parametrize("name", [".tokenizer.json.partial", ".run.json.partial", ".config.json.partial"])
+def test_temporary_files_of_a_run_that_died_are_removed(tmp_path, name):
+    record_layer(RunFolder(tmp_path, INPUTS), 0)
+    for file in (name, ".model.safetensors.partial", "notes.partial"):
+        (tmp_path / file).write_text("half")
+    RunFolder(tmp_path, INPUTS)
+    kept = {".model.safetensors.partial", "layers.jsonl", "notes.partial", "run.json"}  # the first is the checkpoint
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_partial_file_in_a_folder_without_a_run_is_left_alone(tmp_path):
+    (tmp_path / ".download.partial").write_text("mine")
+    RunFolder(tmp_path, INPUTS)
+    assert (tmp_path / ".download.partial").read_text() == "mine"
+
+
+def test_a_temporary_file_that_cannot_be_removed_is_named(tmp_path):
+    RunFolder(tmp_path, INPUTS)
+    (tmp_path / ".a.partial").mkdir()
+    with pytest.raises(DiskError, match=r"cannot remove .*/\.a\.partial: "):
+        RunFolder(tmp_path, INPUTS)
+
+
+def test_a_hash_that_differs_is_named_with_its_file(tmp_path):
+    hashes = {"config.json": "aa", "model.safetensors": "bb"}
+    RunFolder(tmp_path, INPUTS | {"source": hashes})
+    with pytest.raises(BadInputError) as caught:
+        RunFolder(tmp_path, INPUTS | {"source": hashes | {"model.safetensors": "cc"}})
+    assert str(caught.value) == f"{tmp_path} holds a run with source.model.safetensors bb, this one has cc"
+    with pytest.raises(BadInputError, match="a run with source None, this one has 0123abcd"):
+        RunFolder(tmp_path, INPUTS | {"source": "0123abcd"})
+
+
+def test_what_the_user_has_set_is_named_before_what_follows_from_it(tmp_path):
+    RunFolder(tmp_path, INPUTS)
+    with pytest.raises(BadInputError, match=r"a run with recipe\.bits 4, this one has 8"):
+        RunFolder(tmp_path, INPUTS | {"recipe.bits": 8, "calibration_sha256": "f00"})
+
+
+def test_a_folder_in_which_a_run_begins_meanwhile_is_no_folder_of_something_else(tmp_path):
+    for name in (".run.lock", ".run.json.partial"):
+        (tmp_path / name).write_text("")
+        check_folder(tmp_path)
+    RunFolder(tmp_path, INPUTS)
+    check_folder(tmp_path)
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInputError, match="file is a file, expected a folder"):
+        check_folder(tmp_path / "file" / "out")
+
+
+# A finished run of which a file was lost.
+
+
+def test_a_run_that_is_made_again_looks_unfinished_until_it_is(tmp_path):
+    finished_run(tmp_path)
+    run = RunFolder(tmp_path, INPUTS)
+    assert (run.complete, run.finished_layers) == (True, 0)
+    run.reopen()
+    assert (run.complete, run.finished_layers) == (False, 1)
+    assert json.loads((tmp_path / "run.json").read_text("utf-8"))["status"] == "running"
+    assert not (tmp_path / "config.json").exists()
+    assert (tmp_path / "model.safetensors").exists()
+
+
 # Restart.
 
 
@@ -184,43 +261,53 @@ def finished_run(folder):
     run = RunFolder(folder, INPUTS)
     record_layer(run, 0)
     run.write_run({"schema_version": 1, "status": "finished", "fingerprint": INPUTS})
-    for name in ("config.json", "quantize_config.json", "model.safetensors", "tokenizer.json"):
+    for name in ("config.json", "quantize_config.json", "model.safetensors", ".a.partial", "tokenizer.json"):
         (folder / name).write_text("{}")
 
 
-def test_a_restart_makes_room_for_other_inputs(tmp_path):
+@pytest.mark.parametrize("inputs", [INPUTS, INPUTS | {"recipe.bits": 8}])
+def test_a_restart_makes_room(tmp_path, inputs):
     finished_run(tmp_path)
-    restart_folder(tmp_path)
-    run = RunFolder(tmp_path, INPUTS | {"recipe.bits": 8})
+    run = RunFolder(tmp_path, inputs, restart=True)
     assert (run.finished_layers, run.complete, run.linears()) == (0, False, [])
-    assert not (tmp_path / "model.safetensors").exists()
-    assert not (tmp_path / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "tokenizer.json"}
+    again = RunFolder(tmp_path, inputs)
+    assert (again.finished_layers, again.complete) == (0, False)
 
 
-def test_a_restart_of_what_is_not_there_does_nothing(tmp_path):
-    restart_folder(tmp_path / "absent")
-    assert not (tmp_path / "absent").exists()
+def test_a_restart_of_what_is_not_there_begins(tmp_path):
+    assert RunFolder(tmp_path / "absent", INPUTS, restart=True).finished_layers == 0
 
 
 @pytest.mark.parametrize("content", ['{"made by": "another program"}', "[]", ""])
 def test_a_restart_leaves_the_folder_of_another_program_alone(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     (tmp_path / "model.safetensors").write_text("mine")
-    restart_folder(tmp_path)
+    with pytest.raises(BadInputError, match="not a record of quantkit"):
+        RunFolder(tmp_path, INPUTS, restart=True)
     assert (tmp_path / "run.json").read_text() == content
     assert (tmp_path / "model.safetensors").read_text() == "mine"
 
 
-def test_a_restart_that_dies_midway_leaves_no_finished_layer(tmp_path, monkeypatch):
-    finished_run(tmp_path)
+def test_a_restart_that_dies_at_any_step_trusts_nothing_of_the_earlier_run(tmp_path, monkeypatch):
+    before = os.unlink
+    for steps in range(5):
+        folder = tmp_path / str(steps)
+        finished_run(folder)
+        names = []
 
-    def die(_self, missing_ok=False):
-        raise KeyboardInterrupt
+        def die(path, *more, names=names, steps=steps):
+            if len(names) == steps:
+                raise KeyboardInterrupt
+            names.append(path)
+            before(path, *more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.unlink", die)
-        with pytest.raises(KeyboardInterrupt):
-            restart_folder(tmp_path)
-    for _ in range(2):
-        run = RunFolder(tmp_path, INPUTS | {"recipe.bits": 8})
-        assert (run.finished_layers, run.complete, run.linears()) == (0, False, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", die)
+            with pytest.raises(KeyboardInterrupt):
+                RunFolder(folder, INPUTS | {"recipe.bits": 8}, restart=True)
+        with pytest.raises(BadInputError, match=r"recipe\.bits 4, this one has 8"):  # not the new run, nor half of each
+            RunFolder(folder, INPUTS | {"recipe.bits": 8})
+        assert RunFolder(folder, INPUTS).complete == (steps == 0)
+        assert RunFolder(folder, INPUTS).finished_layers == (1 if steps == 1 else 0)
+        assert RunFolder(folder, INPUTS | {"recipe.bits": 8}, restart=True).finished_layers == 0

@@ -20,6 +20,7 @@ from quantkit.tensors import Grid
 
 Linears = Mapping[str, Grid | None]
 Fused = Mapping[str, Sequence[str]]
+FIRST_TRANSFORMERS = "4.49"  # the first that loads GPTQ checkpoints through gptqmodel
 
 _NUMBER = "[0-9]+"
 _GENERALITY = ((True, True), (False, True), (False, False))  # any layer, any number inside the layer
@@ -36,6 +37,7 @@ def quantization_config(
     damp_percent: float | None = None,
     lm_head: bool = False,
     version: str,
+    transformers: str | None = None,
 ) -> dict[str, Any]:
     """The dict for `config.json` (key `quantization_config`) and `quantize_config.json`.
 
@@ -48,6 +50,7 @@ def quantization_config(
         damp_percent: the fraction used for the Hessian; None (no Hessian) leaves the key out.
         lm_head: whether `lm_head` is quantized too, with the default grid.
         version: of quantkit, for `meta`.
+        transformers: the oldest version that loads the artifact, for `meta`, where people look and no loader.
 
     Raises:
         UsageError: linears mix symmetric and asymmetric grids, damp_percent is not inside (0, 1), a name has
@@ -69,6 +72,8 @@ def quantization_config(
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"quantkit:{version}"]},
     }
+    if transformers is not None:
+        config["meta"]["transformers"] = f">={transformers}"
     if damp_percent is None:
         del config["damp_percent"]
     if None in linears.values():

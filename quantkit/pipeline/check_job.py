@@ -1,7 +1,7 @@
 """A check prepared: weight sets opened, text cut, costs predicted, and everything refused that can be."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -13,7 +13,7 @@ from quantkit.families.family import Family
 from quantkit.pipeline.check_budget import CheckBudget, check_budget
 from quantkit.pipeline.check_text import cut_windows, overlaps, prefix_ids
 from quantkit.pipeline.tasks import Tasks, open_tasks
-from quantkit.pipeline.weightset import WeightSet, open_artifact, open_baseline
+from quantkit.pipeline.weightset import WeightSet, open_artifact, open_baseline, weight_bytes
 from quantkit.plan.budget import Machine
 from quantkit.quality.gates import Limits
 from quantkit.quality.prompts import Prompt, load_prompts
@@ -91,6 +91,7 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
     device = _device(options)
     base, family, config = open_baseline(baseline)
     skeleton = Skeleton(family, config, device.dtype, device.device)
+    base = replace(base, weight_bytes=weight_bytes(base.source, family, skeleton.tied()))
     opened = tuple(open_artifact(reference, family, skeleton) for reference in artifacts)
     tokenizer = load_tokenizer(base.folder, config)
     windows = cut_windows(

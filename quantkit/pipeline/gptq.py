@@ -3,19 +3,22 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantkit.calibration import CalibrationTokens, build_tokens, public_name
+from quantkit.calibration import CalibrationTokens, build_tokens
+from quantkit.checkfile import bound_files
 from quantkit.checkpoint import open_checkpoint
-from quantkit.devices import peak_resident_bytes, release_memory, reset_peak
+from quantkit.devices import release_memory, reset_peak
+from quantkit.errors import OutOfMemoryError, is_out_of_memory
 from quantkit.formats.gptq_config import quantization_config
-from quantkit.formats.runtimes import runtime_table
 from quantkit.methods import gptq
-from quantkit.pipeline.job import Job, file_hashes, fingerprint, preflight, prepare, sample_length
+from quantkit.pipeline.costs import Cost, Meter, total
+from quantkit.pipeline.job import Job, fingerprint, preflight, prepare, sample_length
 from quantkit.pipeline.layerwise import (
     QuantizedLinear,
     advance,
@@ -24,15 +27,18 @@ from quantkit.pipeline.layerwise import (
     read_layer,
 )
 from quantkit.pipeline.memo import Memo
-from quantkit.pipeline.output import ArtifactWriter, copy_side_files, is_whole, write_configuration
+from quantkit.pipeline.output import ArtifactWriter, copy_side_files, is_whole, write_config, write_descriptions
+from quantkit.pipeline.record import run_record
+from quantkit.pipeline.tokenizer import RunTokenizer, Tokenizer, open_tokenizer
 from quantkit.plan.rows import DTYPE_OPTION
 from quantkit.progress import Progress, Silent
-from quantkit.recipe import Recipe
-from quantkit.rundir import SCHEMA_VERSION, RunFolder
+from quantkit.rundir import RunFolder, check_folder
+from quantkit.runlock import locked
 from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.units import format_bytes
 from quantkit.versions import version, versions
-from quantkit.vocab.load import load_tokenizer
+from quantkit.weights.hashes import file_hashes
+from quantkit.weights.source import CONFIG
 
 
 @dataclass(frozen=True)
@@ -43,23 +49,37 @@ class Result:
     record: dict[str, Any]  # run.json
 
 
-def run(job: Job, progress: Progress | None = None) -> Result:
+def run(job: Job, progress: Progress | None = None, *, restart: bool = False) -> Result:
     """Execute a prepared job, or continue it where it stopped.
 
     Args:
         job: from `prepare`.
         progress: told what happens; silent by default.
+        restart: begin anew in a folder that holds an earlier run.
 
     Returns:
         The folder of the artifact and its run.json.
 
     Raises:
-        QuantkitError: disk, memory or input fail; finished layers are kept and the same call goes on
-            from there.
+        QuantkitError: another run holds the folder; disk, memory or input fail. Finished layers are kept
+            and the same call goes on from there.
     """
     progress = progress or Silent()
-    started, cpu_started = time.perf_counter(), time.process_time()
+    check_folder(job.output)
+    with locked(job.output) as protected:
+        if not protected:
+            progress.say(f"note: the file system of {job.output} has no locks; start no second run there")
+        return _run(job, progress, restart)
+
+
+def _run(job: Job, progress: Progress, restart: bool) -> Result:
+    meter = Meter(job.device.device)
     preflight(job)
+    for note in job.tokenizer.notes:
+        progress.say(note)
+    tokenizer, carried = open_tokenizer(job)
+    if carried.unread:
+        progress.say(f"note: {carried.unread}; it is copied unread")
     if job.checkpoint.download_bytes:
         progress.say(f"downloading {format_bytes(job.checkpoint.download_bytes)} of {job.checkpoint.repo_id}")
         pinned = open_checkpoint(f"{job.checkpoint.repo_id}@{job.checkpoint.commit}")
@@ -67,10 +87,11 @@ def run(job: Job, progress: Progress | None = None) -> Result:
         device = str(job.device.device)
         job = prepare(pinned.reference, job.recipe, output=job.output, device=device, strict=job.strict)
     reset_peak()
-    tokens = _calibration_tokens(job, progress) if job.recipe.method == "gptq" else None
+    tokens = _calibration_tokens(job, tokenizer, progress) if job.recipe.method == "gptq" else None
+    del tokenizer
     inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
-    folder = RunFolder(job.output, inputs)
-    if folder.complete and not is_whole(job.checkpoint, job.plan, job.output):
+    folder = RunFolder(job.output, inputs, restart=restart)
+    if folder.complete and not is_whole(job.checkpoint, job.plan, job.output, carried.files):
         progress.say(f"{job.output} was finished, but a file is gone; making it again")
         folder.reopen()
     if folder.complete:
@@ -79,16 +100,15 @@ def run(job: Job, progress: Progress | None = None) -> Result:
     with ArtifactWriter(job.plan, job.output, folder.finished_layers) as writer:
         folder.forget_from(writer.intact_layers)
         try:
-            _layers(job, tokens, folder, writer, progress)
+            _layers(job, tokens, folder, writer, progress, meter)
         finally:
             progress.stop()
         writer.finish_shards()
-    record = _finish(job, tokens, inputs, folder, time.perf_counter() - started, time.process_time() - cpu_started)
+    record = _finish(job, tokens, carried, inputs, folder, total([*folder.costs(), meter.read()]))
     return Result(job.output, record)
 
 
-def _calibration_tokens(job: Job, progress: Progress) -> CalibrationTokens:
-    tokenizer = load_tokenizer(job.checkpoint.folder, job.config)
+def _calibration_tokens(job: Job, tokenizer: Tokenizer, progress: Progress) -> CalibrationTokens:
     vocabulary = job.plan.row(f"{job.family.embedding}.weight").source.shape[0]
     length = sample_length(job.recipe, job.config)
     tokens = build_tokens(job.recipe.calibration, tokenizer, vocabulary, length)
@@ -103,12 +123,19 @@ def _calibration_tokens(job: Job, progress: Progress) -> CalibrationTokens:
 
 
 def _layers(
-    job: Job, tokens: CalibrationTokens | None, folder: RunFolder, writer: ArtifactWriter, progress: Progress
+    job: Job,
+    tokens: CalibrationTokens | None,
+    folder: RunFolder,
+    writer: ArtifactWriter,
+    progress: Progress,
+    meter: Meter,
 ) -> None:
     source = job.checkpoint.source
     skeleton = job.skeleton
-    hidden, calls = torch.empty(0), [LayerCall((), {})] * len(job.plan.layers)
-    if tokens is not None:
+    count, done = len(job.plan.layers), folder.finished_layers
+    hidden, calls = torch.empty(0), [LayerCall((), {})] * count
+    with_data = tokens is not None and done < count
+    if tokens is not None and with_data:
         outer = skeleton.outer_names()
         skeleton.fill(read_layer(source, outer))
         hidden, calls = skeleton.embed(tokens.ids)
@@ -116,27 +143,41 @@ def _layers(
         release_memory()
     writer.copy_outer(source)
     memo = Memo(job.family, job.budget.remembered)
-    if folder.finished_layers:
-        progress.say(f"continuing: {folder.finished_layers} of {len(job.plan.layers)} layers are finished")
-    progress.start(len(job.plan.layers), folder.finished_layers)
-    for index in range(len(job.plan.layers)):
-        if index < folder.finished_layers:
-            if tokens is not None:
+    if done:
+        progress.say(f"continuing: {done} of {count} layers are finished")
+    progress.start(count, done)
+    for index in range(0 if with_data else done, count):
+        with _memory_for(index):
+            if index < done:
                 _replay(job, skeleton, index, hidden, calls[index], writer)
-            continue
-        started = time.perf_counter()
-        for linear in _quantize(job, skeleton, index, hidden, calls[index], writer, memo):
-            writer.write_linear(linear.name, linear.weight)
-            folder.record_linear(linear.record)
-            progress.linear(linear.record)
-        if tokens is not None and index + 1 < len(job.plan.layers):
-            advance(skeleton, index, hidden, calls[index], memo)
-        if tokens is not None:
-            skeleton.empty(skeleton.layer_names(index))
-        writer.sync(index)
-        folder.record_finished(index)
-        release_memory()
-        progress.layer(index, time.perf_counter() - started)
+                continue
+            started = time.perf_counter()
+            for linear in _quantize(job, skeleton, index, hidden, calls[index], writer, memo):
+                writer.write_linear(linear.name, linear.weight)
+                folder.record_linear(linear.record)
+                progress.linear(linear.record)
+            if with_data and index + 1 < count:
+                advance(skeleton, index, hidden, calls[index], memo)
+            if with_data:
+                skeleton.empty(skeleton.layer_names(index))
+            writer.sync(index)
+            folder.record_finished(index, meter.read())
+            release_memory()
+            progress.layer(index, time.perf_counter() - started)
+
+
+@contextmanager
+def _memory_for(layer: int) -> Iterator[None]:
+    """Name the layer for which memory did not do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory in layer {layer}: {str(error).partition(chr(10))[0] or 'no reason given'}",
+            "finished layers are kept: free memory and give the same command again; or lower --samples and --restart",
+        ) from error
 
 
 def _quantize(
@@ -180,14 +221,14 @@ def _replay(
 def _finish(
     job: Job,
     tokens: CalibrationTokens | None,
+    tokenizer: RunTokenizer,
     inputs: dict[str, Any],
     folder: RunFolder,
-    seconds: float,
-    cpu_seconds: float,
+    spent: Cost,
 ) -> dict[str, Any]:
     """Small files last: what has a config.json is whole."""
-    record = _run_record(job, tokens, inputs, folder, seconds, cpu_seconds)
-    copy_side_files(job.checkpoint, job.output)
+    record = run_record(job, tokens, inputs, folder, spent)
+    copy_side_files(job.checkpoint, job.output, tokenizer.files)
     stored = DTYPE_OPTION[job.plan.kept_dtype]
     config = {key: stored if key in ("torch_dtype", "dtype") else value for key, value in job.config.items()}
     described = quantization_config(
@@ -197,73 +238,11 @@ def _finish(
         desc_act=job.layout.desc_act,
         damp_percent=job.recipe.damp_percent if job.recipe.method == "gptq" else None,
         version=version(),
+        transformers=record["first_transformers"],
     )
+    write_descriptions(job.output, job.plan, described)
+    record["tokenizer"] = tokenizer.prove(job.output, config)
+    record["files"] = file_hashes(job.output, [name for name in bound_files(job.output) if name != CONFIG])
     folder.write_run(record)
-    write_configuration(job.output, job.plan, config, described)
+    write_config(job.output, config, described)
     return record
-
-
-def _run_record(
-    job: Job,
-    tokens: CalibrationTokens | None,
-    inputs: dict[str, Any],
-    folder: RunFolder,
-    seconds: float,
-    cpu_seconds: float,
-) -> dict[str, Any]:
-    """run.json of a finished run."""
-    recipe = job.recipe
-    linears = folder.linears()
-    rounded = [row["name"] for row in linears if recipe.method == "gptq" and row["method"] == "rtn"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "finished",
-        "fingerprint": inputs,
-        "source": {
-            "repo": job.checkpoint.repo_id,
-            "commit": job.checkpoint.commit,
-            "files": file_hashes(job) if job.checkpoint.commit else inputs["source"],
-        },
-        "recipe": _published(recipe),
-        "calibration": None
-        if tokens is None
-        else {
-            "sha256": tokens.sha256,
-            "samples": tokens.ids.shape[0],
-            "sequence_length": tokens.ids.shape[1],
-            "tokens_by_set": dict(tokens.sets),
-        },
-        "versions": versions(),
-        "device": job.device.label,
-        "bits_per_weight": round(job.plan.bits_per_weight, 4),
-        "artifact_bytes": job.plan.artifact_bytes,
-        "predicted": {
-            "host_bytes": job.budget.host_bytes,
-            "device_bytes": job.budget.device_bytes,
-            "disk_bytes": job.budget.disk_bytes,
-            "seconds": round(job.budget.seconds, 1),
-        },
-        "measured": {
-            "host_bytes": peak_resident_bytes(),
-            "device_bytes": _peak_device_bytes(job),
-            "disk_bytes": sum(path.stat().st_size for path in job.output.iterdir() if path.is_file()),
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_seconds, 1),
-        },
-        "mean_relative_error": sum(row["relative_error"] for row in linears) / len(linears),
-        "rounded_to_nearest": rounded,
-        "notes": list(job.plan.notes),
-        "runtimes": {row.runtime.name: row.reason or "loads" for row in runtime_table(job.layout)},
-        "first_transformers": job.family.first_transformers,
-    }
-
-
-def _published(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without local paths: a text file by its name alone."""
-    fields = recipe.model_dump(mode="json")
-    fields["calibration"]["text"] = [public_name(text) for text in recipe.calibration.text]
-    return fields
-
-
-def _peak_device_bytes(job: Job) -> int:
-    return torch.cuda.max_memory_allocated(job.device.device) if job.device.device.type == "cuda" else 0

@@ -1,9 +1,8 @@
 """A job prepared: everything that can be known, and refused, before a weight is read."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from quantkit.calibration import text_sets
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
-from quantkit.errors import BadInputError, DiskError, OutOfMemoryError
+from quantkit.errors import BadInputError, DiskError, OutOfMemoryError, UsageError
+from quantkit.families.checks import check_config, check_model_type
 from quantkit.families.family import Family
 from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, runtime_table
@@ -25,7 +25,9 @@ from quantkit.rundir import check_folder
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import DTYPE_NAMES, Grid, TensorInfo
 from quantkit.units import format_bytes, format_gib
-from quantkit.weights.source import Checkpoint
+from quantkit.vocab.files import Treatment, treatment
+from quantkit.weights.hashes import file_hashes
+from quantkit.weights.source import CONFIG, Checkpoint
 
 METHOD_LABELS = {"gptq": "GPTQ", "rtn": "RTN"}
 
@@ -43,6 +45,7 @@ class Job:
     output: Path
     config: Mapping[str, Any]  # config.json of the artifact, before its quantization_config
     skeleton: Skeleton
+    tokenizer: Treatment
     strict: bool = False
 
     @property
@@ -66,7 +69,7 @@ class Job:
             "shards": {name: sum(info.nbytes for info in infos) for name, infos in self.plan.shards.items()},
             "budget": self.budget.as_dict(),
             "context": context,
-            "machines": machine_table(self.checkpoint.config, self.plan.artifact_bytes, context),
+            "machines": machine_table(self.skeleton.sizes(), self.plan.artifact_bytes, context),
             "runtimes": [
                 {
                     "runtime": row.runtime.name,
@@ -102,22 +105,27 @@ def prepare(
         QuantkitError: whatever makes the job impossible, in one sentence.
     """
     check_targets(recipe.targets, layout_of(recipe, {}))
+    _check_name(output)
     if recipe.method == "gptq":
         text_sets(recipe.calibration)
     chosen = choose_device(device)
     checkpoint = open_checkpoint(reference, headers_only=True)
     family = family_of(checkpoint.config)
+    check_config(checkpoint.config)
     config = artifact_config(family, checkpoint.config)
     skeleton = Skeleton(family, config, chosen.dtype, chosen.device)
+    check_model_type(config, skeleton.model_type)
     infos = checkpoint.source.infos or _infos_from(skeleton, checkpoint)
     check_tensors(family, skeleton, infos)
-    plan = make_plan(family, recipe, infos, strict=strict)
+    plan = make_plan(family, recipe, infos, strict=strict, tied=skeleton.tied())
+    tokenizer = treatment(checkpoint.folder, config, checkpoint.repo_id)
+    plan = replace(plan, notes=plan.notes + tokenizer.notes)
     check_targets(recipe.targets, layout_of(recipe, plan.grids()))
     budget = estimate(
         plan,
         family,
         recipe,
-        config,
+        skeleton.sizes(),
         Machine(
             compute_bytes=chosen.dtype.itemsize,
             on_host=chosen.device.type == "cpu",
@@ -131,7 +139,17 @@ def prepare(
         checkpoint.download_bytes,
     )
     where = output or Path(default_name(checkpoint, recipe))
-    return Job(checkpoint, family, recipe, plan, budget, chosen, where, config, skeleton, strict)
+    return Job(checkpoint, family, recipe, plan, budget, chosen, where, config, skeleton, tokenizer, strict)
+
+
+def _check_name(output: Path | None) -> None:
+    """Refuse a name that no file system takes, before anything else is looked at."""
+    try:
+        if output is not None:
+            output.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"no folder can be named {str(output)[:60]!r}: {reason}", "choose another --out") from error
 
 
 def default_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
@@ -164,10 +182,14 @@ def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, Tensor
         BadInputError: one is missing, too many, of another shape, or not of a float dtype.
     """
     expected = skeleton.tensors()
-    surplus_ok = {family.head + ".weight"}  # tied checkpoints may carry the head nevertheless
+    head = family.head + ".weight"
+    if head in infos:  # tied checkpoints may carry the head nevertheless
+        expected |= {head: expected[family.embedding + ".weight"]}
     for name, shape in expected.items():
         if name not in infos:
-            raise BadInputError(f"tensor {name} {list(shape)} is missing from the checkpoint")
+            packed = next((found for found in infos if found.endswith((".qweight", ".weight_packed"))), None)
+            hint = f"it holds {packed}: start from the 16-bit checkpoint that it was made from" if packed else None
+            raise BadInputError(f"tensor {name} {list(shape)} is missing from the checkpoint", hint)
         found = infos[name]
         if found.shape != shape:
             raise BadInputError(
@@ -175,7 +197,7 @@ def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, Tensor
             )
         if found.dtype not in ("F64", "F32", "F16", "BF16"):
             raise BadInputError(f"tensor {name} in {found.file} is {found.dtype}, expected F32, F16 or BF16")
-    for name in sorted(infos.keys() - expected.keys() - surplus_ok):
+    for name in sorted(infos.keys() - expected.keys()):
         if not any(Path(name).match(pattern) for pattern in family.dropped):
             where = f" of {len(skeleton.layers)}" if layer_of(family, name) is not None else ""
             raise BadInputError(
@@ -225,7 +247,7 @@ def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str,
         if key not in ("targets", "calibration")
     }
     return {
-        "source": job.checkpoint.commit or file_hashes(job),
+        "source": job.checkpoint.commit or source_hashes(job),
         **recipe,
         "calibration_sha256": calibration_sha256,
         "compute": f"{job.device.device.type} {DTYPE_NAMES[job.device.dtype]}",
@@ -233,14 +255,9 @@ def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str,
     }
 
 
-def file_hashes(job: Job) -> dict[str, str]:
-    """sha256 of config.json and of every weight file, by name."""
-    names = {"config.json"} | {row.source.file for row in job.plan.rows}
-    hashes = {}
-    for name in sorted(names):
-        with (job.checkpoint.folder / name).open("rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+def source_hashes(job: Job) -> dict[str, str]:
+    """sha256 of config.json and of every weight file of the source, by name."""
+    return file_hashes(job.checkpoint.folder, {CONFIG} | {row.source.file for row in job.plan.rows})
 
 
 def _infos_from(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, TensorInfo]:

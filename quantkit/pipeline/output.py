@@ -14,7 +14,7 @@ from quantkit.hub import small_files
 from quantkit.pipeline.layerwise import read_finite
 from quantkit.plan.rows import Plan, Row
 from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
-from quantkit.vocab.repair import repaired
+from quantkit.vocab.files import is_tokenizer_file
 from quantkit.weights.files import copy_file, write_file
 from quantkit.weights.local import read_range
 from quantkit.weights.shards import ShardWriter, index_json, is_finished, is_resumable
@@ -164,34 +164,37 @@ class ArtifactWriter:
                 self._whole.add(name)
 
 
-def is_whole(checkpoint: Checkpoint, plan: Plan, output: Path) -> bool:
+def is_whole(checkpoint: Checkpoint, plan: Plan, output: Path, tokenizer: Mapping[str, bytes]) -> bool:
     """Whether a finished artifact still has all its files."""
-    small = ["quantize_config.json", *_side_files(checkpoint)]
+    small = ["quantize_config.json", *tokenizer, *_side_files(checkpoint)]
     shards = all(is_finished(output, name, infos) for name, infos in plan.shards.items())
     return shards and all((output / name).is_file() for name in small)
 
 
-def copy_side_files(checkpoint: Checkpoint, output: Path) -> None:
-    """Tokenizer, chat template, generation configuration and licence files, byte for byte unless mended."""
+def copy_side_files(checkpoint: Checkpoint, output: Path, tokenizer: Mapping[str, bytes]) -> None:
+    """The tokenizer's files as given; generation configuration and licence files byte for byte."""
+    for name, raw in tokenizer.items():
+        write_file(output / name, raw)
     for name in _side_files(checkpoint):
-        mended = repaired((checkpoint.folder / name).read_bytes()) if name == "tokenizer.json" else None
-        if mended is None:
-            copy_file(checkpoint.folder / name, output / name)
-        else:
-            write_file(output / name, mended)
+        copy_file(checkpoint.folder / name, output / name)
 
 
-def write_configuration(output: Path, plan: Plan, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
-    """The index (of several shards), quantize_config.json, and config.json last."""
+def write_descriptions(output: Path, plan: Plan, quantization: Mapping[str, Any]) -> None:
+    """The index (of several shards) and quantize_config.json."""
     if list(plan.shards) != [SINGLE_FILE]:
         index = index_json(info for infos in plan.shards.values() for info in infos)
         write_file(output / "model.safetensors.index.json", index)
     write_file(output / "quantize_config.json", _json(quantization))
+
+
+def write_config(output: Path, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
+    """config.json, the very last file: what has it is whole."""
     write_file(output / "config.json", _json({**config, "quantization_config": quantization}))
 
 
 def _side_files(checkpoint: Checkpoint) -> list[str]:
-    return [name for name in small_files(checkpoint.files) if "/" not in name and name not in NOT_COPIED]
+    names = small_files(checkpoint.files)
+    return [name for name in names if "/" not in name and name not in NOT_COPIED and not is_tokenizer_file(name)]
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

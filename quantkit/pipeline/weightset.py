@@ -65,9 +65,12 @@ def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
         )
     family = family_of(checkpoint.config)
     config = artifact_config(family, checkpoint.config)
-    weights = sum(info.nbytes for info in checkpoint.source.infos.values())
-    name = _name(checkpoint)
-    return WeightSet(name, checkpoint, checkpoint.source, "16 bits", None, 16.0, weights, None), family, config
+    weights = weight_bytes(checkpoint.source, family, tied=False)
+    return (
+        WeightSet(_name(checkpoint), checkpoint, checkpoint.source, "16 bits", None, 16.0, weights, None),
+        family,
+        config,
+    )
 
 
 def open_artifact(reference: str, family: Family, skeleton: Skeleton) -> WeightSet:
@@ -86,11 +89,17 @@ def open_artifact(reference: str, family: Family, skeleton: Skeleton) -> WeightS
         check_tensors(family, skeleton, source.infos)
     except BadInputError as error:
         raise BadInputError(f"{name}: {error}", "an artifact has the baseline's tensors") from error
-    weights = sum(info.nbytes for info in stored.infos.values())
+    weights = weight_bytes(stored, family, skeleton.tied())
     run = _run_record(checkpoint.folder)
     bits = int(quantized["bits"]) if isinstance(quantized, dict) and "bits" in quantized else None
     per_weight = _bits_per_weight(skeleton, stored)
     return WeightSet(name, checkpoint, source, _label(quantized), bits, per_weight, weights, run)
+
+
+def weight_bytes(stored: TensorSource, family: Family, tied: bool) -> int:
+    """Bytes of all tensors that are loaded; of a tied model's two copies of the embedding one."""
+    unread = f"{family.head}.weight" if tied else ""
+    return sum(info.nbytes for name, info in stored.infos.items() if name != unread)
 
 
 def _check_config(name: str, config: Mapping[str, Any], skeleton: Skeleton) -> None:

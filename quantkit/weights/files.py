@@ -78,7 +78,7 @@ def disk_failure(error: OSError, path: Path, needed: int) -> NoReturn:
     message = f"cannot write {path}: {error.strerror}"
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
-        message += f" (needed {format_bytes(needed)}, free {format_bytes(free)})"
+        message += f" ({f'needed {format_bytes(needed)}, ' if needed else ''}free {format_bytes(free)})"
     raise DiskError(message, _HINTS.get(error.errno or 0)) from error
 
 

@@ -2,21 +2,13 @@
 
 import os
 
-import numba
 import pytest
 import tiny
-import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Matrices of this size only wait for a second thread."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(one_thread):
+    pass
 
 
 @pytest.fixture(autouse=True, scope="session")

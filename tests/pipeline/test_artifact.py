@@ -53,6 +53,19 @@ CASES = [
     ("phi3", F32, "sharded"),
     ("phi3", BF16, "bin-sharded"),
     ("phi3-longrope", BF16, "safetensors"),
+    ("gemma", BF16, "safetensors"),
+    ("gemma2", F32, "safetensors"),
+    ("gemma3", BF16, "sharded"),
+    ("glm", BF16, "safetensors"),
+    ("glm4", BF16, "sharded"),
+    ("olmo", F32, "safetensors"),
+    ("olmo2", BF16, "safetensors"),
+    ("granite", BF16, "safetensors"),
+    ("smollm3", BF16, "safetensors"),
+    ("cohere", F16, "sharded"),
+    ("cohere2", BF16, "safetensors"),
+    ("starcoder2", BF16, "safetensors"),
+    ("xglm", F16, "bin"),
 ]
 PARTS = {".qweight": torch.int32, ".qzeros": torch.int32, ".scales": torch.float16, ".g_idx": torch.int32}
 # The example of the specification of GPTQ checkpoints, for the grid of these tests.
@@ -70,6 +83,8 @@ QUANTIZATION = {
     "pack_dtype": "int32",
     "meta": {"quantizer": [f"quantkit:{version()}"]},
 }
+# The oldest transformers that knows the architecture, where that is newer than the first that reads GPTQ.
+FIRST_TRANSFORMERS = {"qwen3": "4.51", "gemma3": "4.50", "glm4": "4.51.3", "smollm3": "4.53"}
 
 
 @dataclass
@@ -127,7 +142,8 @@ def test_kept_tensors_are_the_sources_in_16_bits(made):
     first = next(info for name, info in source.infos.items() if "layers.0" in name)
     kept_dtype = {"BF16": BF16}.get(first.dtype, F16)
     expected = {}
-    for name in source.infos:
+    tied = read_json(made.source / "config.json")["tie_word_embeddings"]
+    for name in sorted(source.infos.keys() - ({"lm_head.weight"} if tied else set())):
         module, _, leaf = name.rpartition(".")
         if module in quantized and leaf == "weight":
             expected |= {module + part: dtype for part, dtype in PARTS.items()}
@@ -165,8 +181,11 @@ def test_other_libraries_read_the_files(made):
 
 def test_the_quantization_config_is_that_of_the_specification(made):
     config = read_json(made.output / "config.json")
-    assert config["quantization_config"] == QUANTIZATION
-    assert read_json(made.output / "quantize_config.json") == QUANTIZATION
+    oldest = FIRST_TRANSFORMERS.get(made.source.name, "4.49")
+    expected = QUANTIZATION | {"meta": QUANTIZATION["meta"] | {"transformers": f">={oldest}"}}
+    assert config["quantization_config"] == expected
+    assert read_json(made.output / "quantize_config.json") == expected
+    assert read_json(made.output / "run.json")["first_transformers"] == oldest
 
 
 def test_the_configuration_keeps_the_keys_of_the_source(made):
@@ -410,9 +429,8 @@ def test_rotary_tables_of_old_checkpoints_are_left_out(sources, tmp_path):
     assert not [name for name in stored(tmp_path / "out") if fnmatch.fnmatch(name, "*rotary*")]
 
 
-def test_a_tied_checkpoint_that_has_its_head_keeps_it(sources, tmp_path):
+def test_the_head_of_a_tied_checkpoint_is_not_written_beside_the_embedding(sources, tmp_path):
     source = sources("llama-tied", F32, "bin")
+    assert "lm_head.weight" in open_folder(source).source.infos
     quantize(source, tmp_path / "out", method="rtn")
-    ours = stored(tmp_path / "out")
-    assert ("lm_head.weight" in open_folder(source).source.infos) == ("lm_head.weight" in ours)
-    assert torch.equal(ours["lm_head.weight"], ours["model.embed_tokens.weight"])
+    assert "lm_head.weight" not in stored(tmp_path / "out")

@@ -292,3 +292,10 @@ def test_the_plan_needs_no_weights(eight_bits, text, monkeypatch):
     job = prepare([str(eight_bits)], str(TINY_LLAMA), CheckOptions(text=(text,)))
     assert job.budget.host_bytes > job.budget.activation_bytes > 0
     assert copy.copy(job).sets[0].name == "tiny-llama"
+
+
+def test_a_tied_head_that_is_stored_twice_counts_once(tmp_path, text):
+    base = make_model(tmp_path / "base", layout="bin", tie_word_embeddings=True)
+    job = prepare([str(base)], str(base), CheckOptions(text=(text,), context=128))
+    stored = sum(info.nbytes for info in open_folder(base).source.infos.values())
+    assert [entry.weight_bytes for entry in job.sets] == [stored - 512 * 128 * 4] * 2

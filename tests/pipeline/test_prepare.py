@@ -196,12 +196,11 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(own, tmp_path, chan
         job_of(own, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"hidden_size": "wide"}, {"num_attention_heads": 0}, {"hidden_act": "no such function"}]
-)
-def test_a_configuration_that_transformers_refuses_is_bad_input(own, tmp_path, changes):
-    change_config(own, **changes)
-    with pytest.raises(BadInputError, match="refuses this config"):
+def test_a_configuration_that_transformers_refuses_is_bad_input(own, tmp_path):
+    change_config(own, hidden_act="no such function")
+    with pytest.raises(
+        BadInputError, match=r"refuses this config\.json: it does not know hidden_act 'no such function'"
+    ):
         job_of(own, tmp_path / "out")
 
 
@@ -293,7 +292,7 @@ def test_a_disk_that_is_too_small_is_refused_with_the_numbers(source, tmp_path, 
     with pytest.raises(DiskError) as caught:
         run(job)
     needed, artifact = format_bytes(job.budget.disk_bytes), format_bytes(job.plan.artifact_bytes)
-    assert str(caught.value) == f"the run needs {needed} of disk, {tmp_path} has 1.00 MB free"
+    assert str(caught.value) == f"the run needs {needed} of disk, {tmp_path / 'out'} has 1.00 MB free"
     assert caught.value.hint.startswith(f"{artifact} is the artifact, 0 B the download; choose another --out")
     assert not (tmp_path / "out").exists()
 

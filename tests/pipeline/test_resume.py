@@ -11,6 +11,8 @@ from artifacts import CALIBRATION, SMALL, Recorder, digests, job_of, linears_of,
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.pipeline.gptq import run
 from quantkit.rundir import RunFolder
+from quantkit.skeleton import Skeleton
+from quantkit.versions import versions
 from quantkit.weights import local
 
 LAYERS = 3
@@ -134,7 +136,7 @@ def test_a_crash_between_a_layers_bytes_and_its_line_does_that_layer_again(
     source, whole, tmp_path, monkeypatch, layer, fields
 ):
     with monkeypatch.context() as patch:
-        crash(patch, RunFolder, "record_finished", lambda _self, index: index == layer)
+        crash(patch, RunFolder, "record_finished", lambda _self, index, _cost: index == layer)
         interrupted(source, tmp_path / "out", Recorder(), **fields)
     quantize(source, tmp_path / "out", **fields)
     assert_same(tmp_path / "out", whole("gptq", **fields))
@@ -145,7 +147,8 @@ def test_a_crash_between_a_layers_bytes_and_its_line_does_that_layer_again(
     [
         "copy_side_files",
         "quantization_config",
-        "write_configuration",
+        "write_descriptions",
+        "write_config",
     ],
 )
 def test_a_crash_among_the_small_files_writes_them_again(source, whole, tmp_path, monkeypatch, step):
@@ -162,6 +165,29 @@ def test_a_crash_before_the_first_layer_begins_anew(source, whole, tmp_path, mon
         interrupted(source, tmp_path / "out", Recorder())
     quantize(source, tmp_path / "out")
     assert_same(tmp_path / "out", whole())
+
+
+def test_where_only_small_files_are_left_no_layer_is_computed(source, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        crash(patch, __import__("quantkit.pipeline.gptq", fromlist=["x"]), "copy_side_files")
+        interrupted(source, tmp_path / "out", Recorder())
+    with monkeypatch.context() as patch:
+        patch.setattr(Skeleton, "run_layer", lambda *_: pytest.fail("computes"))
+        patch.setattr(Skeleton, "embed", lambda *_: pytest.fail("computes"))
+        quantize(source, tmp_path / "out")
+    assert_same(tmp_path / "out", whole())
+
+
+def test_time_is_that_of_all_legs(source, tmp_path):
+    for layer in range(LAYERS - 1):
+        interrupted(source, tmp_path / "out", Recorder(layer=layer))
+    measured = quantize(source, tmp_path / "out").record["measured"]
+    rows = [row for row in log_of(tmp_path / "out") if "finished" in row]
+    assert len(rows) == LAYERS
+    for name in ("seconds", "cpu_seconds"):
+        assert all(row[name] > 0 for row in rows)
+        assert measured[name] >= round(sum(row[name] for row in rows), 1)
+    assert measured["host_bytes"] >= max(row["host_bytes"] for row in rows) > 0
 
 
 def test_a_finished_run_is_left_alone(source, tmp_path):
@@ -191,7 +217,7 @@ def test_no_file_of_a_finished_run_is_written_again(source, tmp_path):
         ({"act_order": "none"}, "recipe.act_order static, this one has none"),
         ({"damp_percent": 0.1}, "recipe.damp_percent 0.05, this one has 0.1"),
         ({"scales": "minmax"}, "recipe.scales search, this one has minmax"),
-        ({"method": "rtn"}, "calibration_sha256"),
+        ({"method": "rtn"}, "recipe.method gptq, this one has rtn"),
         ({"max_shard_size": "1MB"}, "recipe.max_shard_size 5GB, this one has 1MB"),
         ({"skip": ["lm_head", "model.layers.0"]}, "recipe.skip"),
         ({"calibration": {**SMALL["calibration"], "seed": 1}}, "calibration_sha256"),
@@ -208,6 +234,13 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(source, tmp_path,
     assert message in str(caught.value)
     assert caught.value.hint == "choose another --out, or --restart to begin anew"
     assert digests(tmp_path / "out", "*") == before
+
+
+def test_another_version_of_a_library_is_refused_by_name(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path / "out", Recorder(layer=0))
+    monkeypatch.setattr("quantkit.pipeline.gptq.versions", lambda: {**versions(), "torch": "1.0"})
+    with pytest.raises(BadInputError, match=r"holds a run with version\.torch .*, this one has 1\.0$"):
+        quantize(source, tmp_path / "out")
 
 
 def test_another_dtype_of_computation_is_refused(source, tmp_path):
@@ -231,7 +264,7 @@ def test_other_weights_in_the_same_folder_are_refused(source, tmp_path):
     weights = stored(copy)
     weights["model.norm.weight"] = weights["model.norm.weight"] + 1
     tiny.write_weights(copy, weights, "sharded")
-    with pytest.raises(BadInputError, match="holds a run with source"):
+    with pytest.raises(BadInputError, match=r"holds a run with source\.model-00003-of-00003\.safetensors "):
         quantize(copy, tmp_path / "out")
 
 
