@@ -35,6 +35,24 @@ class Calibration(BaseModel):
     seed: int = 0
 
 
+class Gates(BaseModel):
+    """What `quantkit check` demands of the artifact, instead of its defaults by bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_ppl_increase: str | None = Field(default=None, pattern=r"^[0-9]+(\.[0-9]+)? ?%?$")  # 2%, 0.02
+    max_kl: float | None = Field(default=None, ge=0)  # mean, nats per token
+    min_top1: float | None = Field(default=None, ge=0, le=1)  # share of tokens
+    max_memory: str | None = None  # 10.9GB, predicted for running it
+
+    @field_validator("max_memory")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+
 class Recipe(BaseModel):
     """One scheme: method, grid and target, without the name of a model."""
 
@@ -55,6 +73,7 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "float16", "bfloat16"] = "auto"  # of the tensors that stay in 16 bits
     max_shard_size: str = "5GB"
     calibration: Calibration = Calibration()
+    gates: Gates = Gates()
 
     @field_validator("max_shard_size")
     @classmethod
@@ -179,7 +198,8 @@ def make_recipe(fields: dict[str, Any]) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            model = Calibration if where.startswith("calibration.") else Recipe
+            parts: dict[str, type[BaseModel]] = {"calibration": Calibration, "gates": Gates}
+            model = parts.get(where.rpartition(".")[0], Recipe)
             near = difflib.get_close_matches(where.rpartition(".")[2], model.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(model.model_fields)
             raise BadInputError(f"unknown recipe key {where!r}", hint) from error

@@ -186,6 +186,7 @@ OTHER = {
     "dtype": "float16",
     "max_shard_size": "4GB",
     "calibration": {"samples": 8},
+    "gates": {"max_kl": 0.1},
 }
 OTHER_CALIBRATION = {"text": ["english"], "samples": 8, "sequence_length": 64, "seed": 1}
 

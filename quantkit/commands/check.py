@@ -42,6 +42,10 @@ MinTop1 = Annotated[float | None, typer.Option("--min-top1", help="Gate: share o
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", help="Gate: predicted memory for running it, such as 10.9GB.")
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Gates of a recipe file, or of a shipped one. [default: the artifact's own]"),
+]
 NoGates = Annotated[bool, typer.Option("--no-gates", help="Measure only; without it, gates by bits hold.")]
 KvContext = Annotated[int, typer.Option("--kv-context", min=1, help="Tokens of the KV cache in the memory table.")]
 Prompts = Annotated[
@@ -74,7 +78,8 @@ def check(
     stride: Stride = None, like_llama_cpp: LikeLlamaCpp = False, prompts: Prompts = None,
     baseline_answers: BaselineAnswers = False, tasks: Tasks = None, task_limit: TaskLimit = None,
     measure: Measure = False, runtime_python: RuntimePython = None, max_ppl_increase: MaxIncrease = None,
-    max_kl: MaxKl = None, min_top1: MinTop1 = None, max_memory: MaxMemory = None, no_gates: NoGates = False,
+    max_kl: MaxKl = None, min_top1: MinTop1 = None, max_memory: MaxMemory = None, recipe: RecipeName = None,
+    no_gates: NoGates = False,
     kv_context: KvContext = 4096, dtype: Dtype = "auto", device: DeviceName = "auto", html: Html = None,
     markdown: Markdown = None, status: Status = False, dry_run: DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -92,11 +97,15 @@ def check(
     if baseline is None:
         raise UsageError("check needs --baseline", "name the 16-bit checkpoint that the artifacts were made from")
     from quantkit.pipeline.check_job import CheckOptions, prepare
-    from quantkit.quality.gates import parse_limits
+    from quantkit.quality.gates import limits_from, overridden, parse_limits
+    from quantkit.recipe import load_recipe, make_recipe
+
+    gates = make_recipe(load_recipe(recipe)).gates.model_dump() if recipe else None
+    own = parse_limits(max_ppl_increase, max_kl, min_top1, max_memory)
 
     options = CheckOptions(
         text=tuple(text or ("default",)), context=context, stride=stride, like_llama_cpp=like_llama_cpp,
-        dtype=dtype, device=device, limits=parse_limits(max_ppl_increase, max_kl, min_top1, max_memory),
+        dtype=dtype, device=device, limits=overridden(limits_from(gates), own),
         gated=not no_gates, kv_context=kv_context, prompts=prompts, baseline_answers=baseline_answers,
         tasks=tuple(name for name in (tasks or "").split(",") if name), task_limit=task_limit, measure=measure,
         runtime_python=runtime_python,

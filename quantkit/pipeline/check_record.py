@@ -13,7 +13,7 @@ from quantkit.lockstep import Pass
 from quantkit.pipeline.check_job import CheckJob
 from quantkit.pipeline.weightset import WeightSet
 from quantkit.plan.runtime import RUNTIME_OVERHEAD, kv_cache_bytes, runtime_bytes
-from quantkit.quality.gates import apply_gates, limits_for, overridden
+from quantkit.quality.gates import apply_gates, limits_for, limits_from, overridden
 from quantkit.quality.metrics import TokenScores, summarize
 
 
@@ -66,7 +66,8 @@ def entry_of(job: CheckJob, number: int, found: Pass) -> dict[str, Any]:
         {**damage.as_dict(), "output_error": recorded.get(damage.name)} for damage in found.damage[number]
     ]
     entry["intact"] = _intact(weights, entry["files"])
-    limits = overridden(limits_for(weights.bits), job.options.limits)
+    recipe = (weights.run or {}).get("recipe") or {}
+    limits = overridden(limits_for(weights.bits), limits_from(recipe.get("gates")), job.options.limits)
     gates = apply_gates(limits, entry) if job.options.gated else []
     entry["gates"] = [asdict(gate) | {"sentence": gate.sentence} for gate in gates]
     entry["passed"] = all(gate.passed for gate in gates)

@@ -244,7 +244,7 @@ def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str,
     recipe = {
         f"recipe.{key}": value
         for key, value in job.recipe.model_dump(mode="json").items()
-        if key not in ("targets", "calibration")
+        if key not in ("targets", "calibration", "gates")
     }
     return {
         "source": job.checkpoint.commit or source_hashes(job),

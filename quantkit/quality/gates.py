@@ -53,10 +53,22 @@ def limits_for(bits: float | None) -> Limits:
     return DEFAULTS[next((step for step in known if (bits or 16) <= step), known[-1])]
 
 
-def overridden(limits: Limits, own: Limits) -> Limits:
-    """The limits with those that the user has set instead."""
-    given = {field.name: getattr(own, field.name) for field in fields(own)}
-    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+def overridden(limits: Limits, *others: Limits) -> Limits:
+    """The limits with those that the others set instead; the last wins."""
+    for other in others:
+        given = {field.name: getattr(other, field.name) for field in fields(other)}
+        limits = replace(limits, **{name: value for name, value in given.items() if value is not None})
+    return limits
+
+
+def limits_from(gates: Mapping[str, Any] | None) -> Limits:
+    """Limits from the `gates` of a recipe, as a recipe or a run.json has them.
+
+    Raises:
+        UsageError: a value that is no percentage, share or size.
+    """
+    names = ("max_ppl_increase", "max_kl", "min_top1", "max_memory")
+    return parse_limits(*((gates or {}).get(name) for name in names))
 
 
 def parse_limits(

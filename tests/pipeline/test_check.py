@@ -299,3 +299,9 @@ def test_a_tied_head_that_is_stored_twice_counts_once(tmp_path, text):
     job = prepare([str(base)], str(base), CheckOptions(text=(text,), context=128))
     stored = sum(info.nbytes for info in open_folder(base).source.infos.values())
     assert [entry.weight_bytes for entry in job.sets] == [stored - 512 * 128 * 4] * 2
+
+
+def test_the_gates_of_the_recipe_travel_with_the_artifact(tmp_path, text):
+    made = quantize(TINY_LLAMA, tmp_path / "made", method="rtn", bits=8, gates={"max_kl": 1e-9})
+    assert failures(checked([made.output], text, write=False))[0].endswith("allowed 0.0000")
+    assert checked([made.output], text, write=False, limits=Limits(kl=1.0))["passed"]

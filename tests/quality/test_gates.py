@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from quantkit.errors import UsageError
-from quantkit.quality.gates import DEFAULTS, Limits, apply_gates, limits_for, overridden, parse_limits
+from quantkit.errors import BadInputError, UsageError
+from quantkit.quality.gates import DEFAULTS, Limits, apply_gates, limits_for, limits_from, overridden, parse_limits
+from quantkit.recipe import make_recipe
 
 
 def entry(**changes):
@@ -93,6 +94,27 @@ def test_no_percentage_is_refused(text):
 def test_a_share_above_one_is_refused():
     with pytest.raises(UsageError, match=r"--min-top1 95.0 is not a share"):
         parse_limits(None, None, 95.0, None)
+
+
+def test_gates_of_a_recipe_stand_between_defaults_and_options():
+    gates = make_recipe({"gates": {"max_kl": 0.05, "max_ppl_increase": "2%"}}).gates.model_dump()
+    found = overridden(limits_for(4), limits_from(gates), Limits(kl=0.04))
+    assert (found.kl, found.ppl_increase, found.top1) == (0.04, 0.02, limits_for(4).top1)
+    assert overridden(limits_for(4), limits_from(None)) == limits_for(4)
+
+
+@pytest.mark.parametrize(
+    ("gates", "sentence"),
+    [
+        ({"max_ppl_increase": "much"}, "recipe gates.max_ppl_increase"),
+        ({"min_top1": 95}, "recipe gates.min_top1"),
+        ({"max_kl": -1}, "recipe gates.max_kl"),
+        ({"max_kll": 1}, "unknown recipe key 'gates.max_kll'"),
+    ],
+)
+def test_wrong_gates_of_a_recipe_are_refused(gates, sentence):
+    with pytest.raises(BadInputError, match=sentence):
+        make_recipe({"gates": gates})
 
 
 def test_sizes_are_read():
