@@ -19,3 +19,8 @@ def one_thread():
     yield
     torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: of two processes none shall wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_memory.py")

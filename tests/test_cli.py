@@ -445,6 +445,7 @@ def test_every_option_reaches_the_recipe(quantkit, model):
         "dtype": "float16",
         "max_shard_size": "100MB",
         "calibration": {"text": ["english:2", "code"], "samples": 3, "sequence_length": 17, "seed": 5},
+        "gates": dict.fromkeys(("max_ppl_increase", "max_kl", "min_top1", "max_memory")),  # options of `check`
     }
 
 

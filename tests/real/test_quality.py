@@ -9,9 +9,10 @@ import torch
 
 from quantkit.families.lookup import family_of
 from quantkit.formats.gptq_source import DequantizedSource
-from quantkit.lockstep import Comparison, compare
+from quantkit.lockstep import compare
 from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import Job, prepare
+from quantkit.quality.metrics import Metrics
 from quantkit.recipe import Calibration, Recipe
 from quantkit.skeleton import Skeleton
 from quantkit.vocab.load import load_tokenizer
@@ -34,7 +35,7 @@ class Study:
 
     source: Path
     made: dict[str, Made]
-    lost: dict[str, Comparison]
+    lost: dict[str, Metrics]
 
 
 def study(source: Path, text: Path, folder: Path, recipes: dict[str, Recipe]) -> Study:
