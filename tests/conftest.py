@@ -3,7 +3,12 @@
 import os
 
 import pytest
+from hypothesis import settings
 
+# The same examples in every run, so that a change is never refused by luck; HYPOTHESIS_PROFILE=explore looks further.
+settings.register_profile("repeat", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as quantkit.cli.main does; read when torch is imported
 
 

@@ -165,12 +165,12 @@ def energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     rows, columns = weight.shape
     total = torch.zeros(rows, dtype=torch.float64, device=weight.device)
     size, largest = _power_of_two(hessian.diagonal()), _power_of_two(weight)
-    for start in range(0, columns, PANEL):  # a panel of H at a time: no second copy of it
-        stop = min(start + PANEL, columns)
-        panel = (hessian[start:, start:stop] / size).bfloat16()
-        panel[stop - start :] *= 2  # by symmetry these stand for the blocks above the diagonal too
-        for first in range(0, rows, 4096):
-            part = (weight[first : first + 4096] / largest).bfloat16()
+    for first in range(0, rows, 4096):
+        part = (weight[first : first + 4096] / largest).bfloat16()
+        for start in range(0, columns, PANEL):  # a panel of H at a time: no second copy of it
+            stop = min(start + PANEL, columns)
+            panel = (hessian[start:, start:stop] / size).bfloat16()
+            panel[stop - start :] *= 2  # by symmetry these stand for the blocks above the diagonal too
             product = (part[:, start:] @ panel).float() * part[:, start:stop]
             total[first : first + 4096] += product.sum(1)
     return total.clamp_min_(0) * size * largest**2
@@ -178,5 +178,5 @@ def energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
 
 def _power_of_two(values: torch.Tensor) -> float:
     """The magnitude of the largest value: dividing by it loses no digit."""
-    most = float(values.abs().max())
+    most = max(abs(float(value)) for value in values.aminmax())  # abs() would copy them all
     return math.ldexp(1.0, math.frexp(most)[1]) if 0 < most < math.inf else 1.0
