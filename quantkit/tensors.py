@@ -2,26 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
+if TYPE_CHECKING:  # a header is read, and may be refused, long before torch could be loaded
+    import torch
 
-# The names that a safetensors header uses, with torch's. Everything else is refused on reading.
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The dtypes that a safetensors header may name, with the bytes of a value. Everything else is refused on reading.
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +19,7 @@ class TensorInfo:
     """What is known of a tensor before its bytes are read."""
 
     name: str
-    dtype: str  # a key of DTYPES
+    dtype: str  # a key of ITEM_BYTES
     shape: tuple[int, ...]
     file: str  # name inside the checkpoint folder
     offset: int = 0  # first byte inside the file
@@ -45,7 +35,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes that the values take in the file."""
-        return self.elements * DTYPES[self.dtype].itemsize
+        return self.elements * ITEM_BYTES[self.dtype]
 
 
 class TensorSource(Protocol):
@@ -55,7 +45,7 @@ class TensorSource(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The tensor in its stored dtype, in memory of its own (never a mapped page)."""
 
 
@@ -89,14 +79,16 @@ class QuantizedWeight:
     `g = group_index[column]`.
     """
 
-    codes: torch.Tensor  # [out_features, in_features] uint8
-    scale: torch.Tensor  # [groups, out_features] float16
-    zero_point: torch.Tensor  # [groups, out_features] uint8
-    group_index: torch.Tensor  # [in_features] int32
+    codes: "torch.Tensor"  # [out_features, in_features] uint8
+    scale: "torch.Tensor"  # [groups, out_features] float16
+    zero_point: "torch.Tensor"  # [groups, out_features] uint8
+    group_index: "torch.Tensor"  # [in_features] int32
     grid: Grid
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight [out_features, in_features] that a runtime computes with."""
+    def dequantize(self, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """The weight [out_features, in_features] that a runtime computes with, by default in float32."""
+        import torch
+
         # In place on one float copy: this runs for every linear, beside a Hessian.
         weight = self.codes.to(torch.float32)  # [out_features, in_features] fp32
         columns = self.codes.shape[1]
@@ -109,4 +101,4 @@ class QuantizedWeight:
         else:
             index = self.group_index.long()
             weight.sub_(self.zero_point[index].T).mul_(self.scale[index].T.float())
-        return weight.to(dtype)
+        return weight.to(dtype or torch.float32)

@@ -12,11 +12,12 @@ import quantkit
 ROOT = Path(quantkit.__file__).parent
 # From the lowest to the highest; rooms of one level do not import one another.
 LEVELS = (
-    {"tensors", "errors", "units", "versions", "signals"},
+    {"tensors", "dtypes", "errors", "units", "versions", "signals"},
     {"weights", "recipe", "distributed", "devices", "texts"},
     {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile"},
     {"vocab"},
     {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration"},
+    {"gguf_source"},
     {"pipeline"},
     {"commands"},
     {"cli"},
@@ -92,6 +93,19 @@ def test_init_files_are_empty_but_for_tables(module):
 
 def test_the_command_line_starts_without_heavy_imports():
     heavy = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors")
-    code = f"import sys, quantkit.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    assert loaded("quantkit.cli", heavy) == "[]"
+
+
+def test_a_first_look_at_a_checkpoint_does_not_wait_for_torch():
+    """What headers betray is refused in a fraction of the time that importing torch takes."""
+    assert (
+        loaded("quantkit.commands.gptq, quantkit.recipe, quantkit.pipeline.look", ("torch", "transformers", "numba"))
+        == "[]"
+    )
+
+
+def loaded(modules, heavy):
+    """Which of the heavy modules these bring along, as a list's text."""
+    code = f"import sys, {modules}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()

@@ -96,6 +96,9 @@ def check(
         return
     if baseline is None:
         raise UsageError("check needs --baseline", "name the 16-bit checkpoint that the artifacts were made from")
+    from quantkit.pipeline.look import look_at_headers
+
+    look_at_headers((baseline, *artifacts))
     from quantkit.pipeline.check_job import CheckOptions, prepare
     from quantkit.quality.gates import limits_from, overridden, parse_limits
     from quantkit.recipe import load_recipe, make_recipe

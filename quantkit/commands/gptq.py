@@ -11,6 +11,7 @@ from quantkit.errors import BadInputError, UsageError
 if TYPE_CHECKING:
     from quantkit.pipeline.job import Job
     from quantkit.recipe import Recipe
+    from quantkit.weights.source import Checkpoint
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or org/name[@revision] on the Hub.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the artifact. [default: ./NAME-GPTQ-IntB]")]
@@ -102,15 +103,18 @@ def gptq(
         recipe, method, bits, group_size, symmetric, act_order, damp, scales, rule, skip, target, dtype,
         max_shard_size, calibration, samples, sequence_length, seed,
     )  # fmt: skip
+    from quantkit.pipeline.look import look
+
+    checkpoint = look(model)  # refuses what it can before torch is loaded
     if dry_run:
-        _show_plan(_prepare(model, made, out, device, strict), context, as_json)
+        _show_plan(_prepare(checkpoint, made, out, device, strict), context, as_json)
         return
     from quantkit.pipeline.gptq import run
     from quantkit.progress import Shown
     from quantkit.report.table import print_result
 
     with Shown() as progress:
-        job = _prepare(model, made, out, device, strict)
+        job = _prepare(checkpoint, made, out, device, strict)
         for note in job.plan.notes:
             progress.say(f"note: {note}")
         progress.say(f"computing on {job.device.label}")
@@ -141,7 +145,9 @@ def plan(
         recipe, method, bits, group_size, symmetric, act_order, damp, scales, rule, skip, target, dtype,
         max_shard_size, calibration, samples, sequence_length, seed,
     )  # fmt: skip
-    _show_plan(_prepare(model, made, out, device, strict), context, as_json)
+    from quantkit.pipeline.look import look
+
+    _show_plan(_prepare(look(model), made, out, device, strict), context, as_json)
 
 
 def _recipe(
@@ -176,10 +182,10 @@ def _recipe(
         raise UsageError(str(error).replace("recipe ", "option ", 1), error.hint) from error
 
 
-def _prepare(model: str, recipe: "Recipe", out: Path | None, device: str, strict: bool) -> "Job":
+def _prepare(checkpoint: "Checkpoint", recipe: "Recipe", out: Path | None, device: str, strict: bool) -> "Job":
     from quantkit.pipeline.job import prepare
 
-    return prepare(model, recipe, output=out, device=device, strict=strict)
+    return prepare(checkpoint, recipe, output=out, device=device, strict=strict)
 
 
 def _show_plan(job: "Job", context: int, as_json: bool) -> None:

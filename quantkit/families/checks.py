@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantkit.errors import BadInputError
-from quantkit.tensors import DTYPES
 
 # Whole numbers from 1 up to these; far above any model, far below what would stall or fill the memory.
 LARGEST = {
@@ -39,7 +38,7 @@ ROPE_NUMBERS = (
 )  # fmt: skip
 LARGEST_ROPE_FACTOR = 2**20
 DTYPE_KEYS = ("torch_dtype", "dtype")
-DTYPE_CHOICES = ("auto", *(str(dtype).removeprefix("torch.") for dtype in DTYPES.values() if dtype.is_floating_point))
+DTYPE_CHOICES = ("auto", "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _HINT = "compare it with the config.json that the checkpoint was published with"
 
 

@@ -10,20 +10,21 @@ import psutil
 import torch
 
 from quantkit.calibration import text_sets
-from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
+from quantkit.dtypes import DTYPE_NAMES
 from quantkit.errors import BadInputError, DiskError, OutOfMemoryError, UsageError
-from quantkit.families.checks import check_config, check_model_type
+from quantkit.families.checks import check_model_type
 from quantkit.families.family import Family
 from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, runtime_table
+from quantkit.pipeline.look import look
 from quantkit.plan.budget import Budget, Machine, estimate
 from quantkit.plan.rows import Plan, Row, layer_of, make_plan
 from quantkit.plan.runtime import machine_table
 from quantkit.recipe import Recipe
 from quantkit.rundir import check_folder
 from quantkit.skeleton import Skeleton
-from quantkit.tensors import DTYPE_NAMES, Grid, TensorInfo
+from quantkit.tensors import Grid, TensorInfo
 from quantkit.units import format_bytes, format_gib
 from quantkit.vocab.files import Treatment, treatment
 from quantkit.weights.hashes import file_hashes
@@ -85,7 +86,7 @@ class Job:
 
 
 def prepare(
-    reference: str,
+    source: str | Checkpoint,
     recipe: Recipe,
     *,
     output: Path | None = None,
@@ -95,7 +96,7 @@ def prepare(
     """Plan a job from headers and configuration alone.
 
     Args:
-        reference: a folder, or `org/name[@revision]`; a repo is not downloaded.
+        source: what `look` gave; or a folder, or `org/name[@revision]`. A repo is not downloaded.
         recipe: what to make.
         output: the artifact's folder; by default named after the source and the method.
         device: `auto`, `cpu`, `cuda[:n]` or `mps`.
@@ -109,9 +110,8 @@ def prepare(
     if recipe.method == "gptq":
         text_sets(recipe.calibration)
     chosen = choose_device(device)
-    checkpoint = open_checkpoint(reference, headers_only=True)
+    checkpoint = look(source) if isinstance(source, str) else source
     family = family_of(checkpoint.config)
-    check_config(checkpoint.config)
     config = artifact_config(family, checkpoint.config)
     skeleton = Skeleton(family, config, chosen.dtype, chosen.device)
     check_model_type(config, skeleton.model_type)

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import torch
 
+from quantkit.dtypes import DTYPES
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.formats import gptq as gptq_format
 from quantkit.hub import small_files
 from quantkit.pipeline.layerwise import read_finite
 from quantkit.plan.rows import Plan, Row
-from quantkit.tensors import DTYPES, QuantizedWeight, TensorInfo, TensorSource
+from quantkit.tensors import QuantizedWeight, TensorInfo, TensorSource
 from quantkit.vocab.files import is_tokenizer_file
 from quantkit.weights.files import copy_file, write_file
 from quantkit.weights.local import read_range

@@ -8,7 +8,7 @@ from quantkit.families.family import Family
 from quantkit.methods.hessian import PANEL
 from quantkit.plan.rows import Plan, Row, Stage
 from quantkit.recipe import Recipe
-from quantkit.tensors import DTYPES
+from quantkit.tensors import ITEM_BYTES
 
 BATCH_TOKENS = 2048
 CODE_BYTES = 50 * 2**20  # compiled kernels, thread pools, what the allocator keeps
@@ -122,7 +122,7 @@ def _layer_bytes(plan: Plan, stages: tuple[Stage, ...], value: int) -> int:
 def _filled_bytes(row: Row, value: int) -> int:
     """An outer tensor while it is filled: as stored, and in the compute dtype if that differs."""
     stored, computed = row.source.nbytes, row.source.elements * value
-    return computed if DTYPES[row.source.dtype].itemsize == value else stored + computed
+    return computed if ITEM_BYTES[row.source.dtype] == value else stored + computed
 
 
 def _solve_bytes(stage: Stage, with_data: bool) -> int:

@@ -1,4 +1,4 @@
-"""Small files out, each whole or not there, and what to say when a disk refuses."""
+"""Files out: small ones whole or not there, large ones reserved first; what to say when a disk refuses."""
 
 import contextlib
 import errno
@@ -73,12 +73,55 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def holds(path: Path, beginning: bytes, size: int) -> bool:
+    """Whether a file begins with these bytes and has this size.
+
+    Raises:
+        DiskError: the disk refuses to read.
+    """
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size == size and file.read(len(beginning)) == beginning
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        disk_failure(error, path, size)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Reserve a whole file, so that a full disk is known now and not hours later.
+
+    Raises:
+        OSError: the disk cannot hold it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write bytes at a place of a file; threads may do so at once.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
 def disk_failure(error: OSError, path: Path, needed: int) -> NoReturn:
     """Say in the user's words why the disk refused."""
     message = f"cannot write {path}: {error.strerror}"
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
-        message += f" ({f'needed {format_bytes(needed)}, ' if needed else ''}free {format_bytes(free)})"
+        missing = f", {format_bytes(needed - free)} missing" if needed > free else ""
+        message += f" ({f'needed {format_bytes(needed)}, ' if needed else ''}free {format_bytes(free)}{missing})"
     raise DiskError(message, _HINTS.get(error.errno or 0)) from error
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from quantkit.errors import BadInputError, DiskError
-from quantkit.tensors import DTYPES, TensorInfo
-from quantkit.weights.regular import MAX_SMALL_BYTES, foreign_kind, open_regular
+from quantkit.tensors import ITEM_BYTES, TensorInfo
+from quantkit.weights.regular import MAX_SMALL_BYTES, foreign_kind, open_regular, short
 
 MAX_HEADER_BYTES = MAX_SMALL_BYTES
 MAX_TENSORS = 100_000
@@ -156,8 +156,8 @@ def _info(name: str, entry: object, data_start: int, file_name: str) -> TensorIn
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         raise _bad(file_name, f"tensor {shown} without exactly the fields {sorted(_FIELDS)}")
     dtype, offsets = entry["dtype"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _bad(file_name, f"tensor {shown} of dtype {short(repr(dtype))}, expected one of {list(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise _bad(file_name, f"tensor {shown} of dtype {short(repr(dtype))}, expected one of {list(ITEM_BYTES)}")
     shape = _shape(entry["shape"], shown, file_name)
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise _bad(file_name, f"tensor {shown} with data_offsets {short(repr(offsets))}, expected [begin, end]")
@@ -196,11 +196,6 @@ def _check_layout(infos: Mapping[str, TensorInfo], data_start: int, file_size: i
             raise _bad(file_name, f"{found}: starts at byte {start}, expected {end}")
     if edges[-1][1] != file_size:
         raise _bad(file_name, f"a file of {file_size} bytes, expected {edges[-1][1]} from its header")
-
-
-def short(text: str) -> str:
-    """At most a hundred characters of a text that a file chose."""
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _bad(file_name: str, found: str) -> BadInputError:

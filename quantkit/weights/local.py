@@ -3,14 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
-from quantkit.tensors import DTYPES, TensorInfo
-from quantkit.weights.header import MAX_HEADER_BYTES, parse_object, read_header, short
-from quantkit.weights.pickled import read_pickled_header
-from quantkit.weights.regular import read_small
+from quantkit.tensors import TensorInfo
+from quantkit.weights.archive import read_records
+from quantkit.weights.header import MAX_HEADER_BYTES, parse_object, read_header
+from quantkit.weights.regular import read_small, short
+
+if TYPE_CHECKING:  # headers are read without torch, which takes seconds to load
+    import torch
 
 READ_BYTES = 64 * 2**20  # one system call
 # In transformers' order of preference: one file, its index.
@@ -39,7 +41,7 @@ class LocalSource:
         """Every tensor by name, also those that a family does not need."""
         return self._infos
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The tensor in its stored dtype.
 
         Raises:
@@ -55,7 +57,7 @@ class LocalSource:
         """Nothing to do; sources that hold something do it here."""
 
 
-def read_range(path: Path, info: TensorInfo) -> torch.Tensor:
+def read_range(path: Path, info: TensorInfo) -> "torch.Tensor":
     """The tensor whose bytes stand at `info.offset` of a file, in its stored dtype.
 
     Args:
@@ -67,6 +69,10 @@ def read_range(path: Path, info: TensorInfo) -> torch.Tensor:
         NotFoundError: there is no such file.
         DiskError: the disk refuses to read.
     """
+    import torch
+
+    from quantkit.dtypes import DTYPES
+
     tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
     if not info.nbytes:
         return tensor
@@ -90,8 +96,10 @@ def read_range(path: Path, info: TensorInfo) -> torch.Tensor:
     return tensor
 
 
-def byte_view(tensor: torch.Tensor) -> memoryview:
+def byte_view(tensor: "torch.Tensor") -> memoryview:
     """The memory of a contiguous tensor on the CPU as bytes, without a copy."""
+    import torch
+
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -144,7 +152,12 @@ def _find_infos(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _read_shard(path: Path) -> dict[str, TensorInfo]:
-    return read_header(path) if path.suffix == ".safetensors" else read_pickled_header(path)
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    read_records(path)  # a damaged file is refused before torch is loaded for its pickle
+    from quantkit.weights.pickled import read_pickled_header
+
+    return read_pickled_header(path)
 
 
 def _read_indexed(folder: Path, index: str) -> dict[str, TensorInfo]:

@@ -89,3 +89,8 @@ def foreign_kind(raw: bytes, file_size: int) -> tuple[str, str] | None:
     if file_size <= LONGEST_MESSAGE and text.isprintable() and text.isascii() and text[:1] not in "{[":
         return f"the text {text[:60]!r}", _AGAIN
     return None
+
+
+def short(text: str) -> str:
+    """At most a hundred characters of a text that a file chose."""
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-import torch
 from huggingface_hub import HfApi, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     DisabledRepoError,
@@ -106,7 +105,7 @@ class RemoteHeaders:
         """Every tensor by name; empty where only the `weight_map` is known."""
         return self._infos
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> NoReturn:
         """Never a tensor: weights need a download.
 
         Raises:

@@ -1,6 +1,5 @@
 """Safetensors files out: whole or not there, their tensors written in any order, and their index."""
 
-import errno
 import json
 import os
 import struct
@@ -11,8 +10,9 @@ from typing import Self
 
 import torch
 
-from quantkit.tensors import DTYPE_NAMES, DTYPES, TensorInfo
-from quantkit.weights.files import disk_failure, sync_folder
+from quantkit.dtypes import DTYPE_NAMES, DTYPES
+from quantkit.tensors import TensorInfo
+from quantkit.weights.files import allocate, disk_failure, holds, sync_folder, write_at
 from quantkit.weights.header import parse_header
 from quantkit.weights.local import byte_view, read_range
 
@@ -39,7 +39,7 @@ class ShardWriter:
         self.path = folder / f".{file_name}.partial"
         self._final = folder / file_name
         self._written: set[str] = set()
-        self.resumed = resume and _holds(self.path, header, size)
+        self.resumed = resume and holds(self.path, header, size)
         try:
             flags = os.O_RDWR if self.resumed else os.O_RDWR | os.O_CREAT | os.O_TRUNC
             self._descriptor = os.open(self.path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -85,7 +85,7 @@ class ShardWriter:
         data = tensor.detach().to("cpu").contiguous()
         try:
             if info.nbytes:
-                _write_at(self._descriptor, byte_view(data), info.offset)
+                write_at(self._descriptor, byte_view(data), info.offset)
         except OSError as error:
             disk_failure(error, self.path, info.nbytes)
         self._written.add(name)
@@ -141,8 +141,8 @@ class ShardWriter:
 
     def _begin(self, header: bytes, size: int) -> None:
         try:
-            _allocate(self._descriptor, size)
-            _write_at(self._descriptor, memoryview(header), 0)
+            allocate(self._descriptor, size)
+            write_at(self._descriptor, memoryview(header), 0)
             os.fsync(self._descriptor)
             sync_folder(self.path.parent)
         except OSError as error:
@@ -153,12 +153,12 @@ class ShardWriter:
 
 def is_finished(folder: Path, file_name: str, tensors: Sequence[TensorInfo]) -> bool:
     """Whether the final file is there, with the header and size that these tensors give."""
-    return _holds(folder / file_name, *_header(tensors))
+    return holds(folder / file_name, *_header(tensors))
 
 
 def is_resumable(folder: Path, file_name: str, tensors: Sequence[TensorInfo]) -> bool:
     """Whether `ShardWriter.reopen` would continue the bytes of an earlier run."""
-    return _holds(folder / f".{file_name}.partial", *_header(tensors))
+    return holds(folder / f".{file_name}.partial", *_header(tensors))
 
 
 def shard_names(count: int) -> list[str]:
@@ -194,32 +194,3 @@ def _header(tensors: Sequence[TensorInfo]) -> tuple[bytes, int]:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, 8 + len(text) + begin
-
-
-def _holds(path: Path, header: bytes, size: int) -> bool:
-    """Whether the file begins with this header and has this size."""
-    try:
-        with path.open("rb") as file:
-            return path.stat().st_size == size and file.read(len(header)) == header
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        disk_failure(error, path, size)
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Reserve the whole file, so that a full disk is known now and not hours later."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
-                raise
-    os.ftruncate(descriptor, size)
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -11,6 +11,7 @@ import torch
 from spoil import SMALL, Case
 
 from quantkit.cli import _run
+from quantkit.pipeline import job
 from quantkit.skeleton import Skeleton
 from quantkit.weights.local import LocalSource
 
@@ -77,9 +78,13 @@ def work(monkeypatch):
 
 
 @pytest.fixture
-def refused(good, work, tmp_path, monkeypatch, capsys):
+def refused(good, work, tmp_path, monkeypatch, capsys, request):
     """Spoil a checkpoint as a case says, run both commands, and check what every refusal must be."""
     monkeypatch.chdir(tmp_path)
+    early = getattr(request.module, "BY_THE_FIRST_LOOK", False)
+    torch_needed = []
+    prepare = job.prepare
+    monkeypatch.setattr(job, "prepare", lambda *args, **options: torch_needed.append(1) or prepare(*args, **options))
 
     def run(command, options):
         capsys.readouterr()
@@ -104,6 +109,8 @@ def refused(good, work, tmp_path, monkeypatch, capsys):
         commands = ("plan", "gptq") if case.planned else ("gptq",)
         answers = {command: run(command, case.options) for command in commands}
         assert sorted(path.name for path in tmp_path.rglob("*")) == before
+        if early:
+            assert bool(torch_needed) == case.late
         assert len(set(answers.values())) == 1, f"plan and gptq differ: {answers}"
         code, sentence, hint = answers["gptq"]
         assert code == case.code, sentence

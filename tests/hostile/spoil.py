@@ -27,7 +27,8 @@ class Case:
     """A hostile input, and what is said about it.
 
     `says` are parts of the sentence: the file, what was found, what was expected. `planned`: `quantkit
-    plan` refuses it as well, in the same words.
+    plan` refuses it as well, in the same words. `late`: refusing it needs more than headers and config.json, such
+    as transformers' own model, a pickle or the tokenizer; all else is refused before torch is loaded.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case:
     options: tuple[str, ...] = ()
     architecture: str = "LlamaForCausalLM"
     planned: bool = True
+    late: bool = False
 
 
 def table(*cases: Case) -> pytest.MarkDecorator:

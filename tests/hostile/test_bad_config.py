@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from quantkit.errors import BadInputError
 from quantkit.families.checks import LARGEST, MAY_BE_NULL, check_config, refusal
 
+BY_THE_FIRST_LOOK = True  # unless a case is `late`
 PUBLISHED = "compare it with the config.json that the checkpoint was published with"
 QWEN = "Qwen2ForCausalLM"
 
@@ -107,8 +108,14 @@ FACTOR = "a number above 0, at most 1048576"
         "a-type-that-is-not-known",
         config(rope_scaling={"rope_type": "nonsense", "factor": 2.0}),
         ("refuses this config.json: it does not know rope_scaling.rope_type 'nonsense'",),
+        late=True,
     ),
-    Case("without-its-factor", config(rope_scaling={"type": "dynamic"}), ("refuses this config.json", "'factor'")),
+    Case(
+        "without-its-factor",
+        config(rope_scaling={"type": "dynamic"}),
+        ("refuses this config.json", "'factor'"),
+        late=True,
+    ),
 )
 def test_rotary_settings_that_make_no_sense(case, refused):
     refused(case)
@@ -120,11 +127,11 @@ def test_rotary_settings_that_make_no_sense(case, refused):
     Case("other-width", config(hidden_size=64), ("model.embed_tokens.weight", "is [512, 128]", "asks for [512, 64]")),
     Case("other-depth", config(num_hidden_layers=3), ("tensor model.layers.2.", "is missing from the checkpoint")),
     Case("less-depth", config(num_hidden_layers=1), ("tensor model.layers.1.", "no place in a llama model of 1")),
-    Case("other-mlp", config(intermediate_size=288), ("mlp.", "config.json asks for [288, 128]")),
+    Case("other-mlp", config(intermediate_size=288), ("mlp.", "config.json asks for [128, 288]")),
     Case("other-vocabulary", config(vocab_size=600), ("model.embed_tokens.weight", "config.json asks for [600, 128]")),
     Case("other-kv-heads", config(num_key_value_heads=4), ("k_proj.weight", "is [64, 128]", "asks for [128, 128]")),
-    Case("biases", config(attention_bias=True), ("q_proj.bias [128] is missing from the checkpoint",)),
-    Case("odd-head", config(head_dim=33), ("refuses this config.json", "even rotary dimension")),
+    Case("biases", config(attention_bias=True), ("q_proj.bias [128] is missing from the checkpoint",), late=True),
+    Case("odd-head", config(head_dim=33), ("k_proj.weight", "config.json asks for [66, 128]")),
 )
 def test_shapes_that_contradict_the_config(case, refused):
     refused(case)
@@ -142,8 +149,15 @@ def test_shapes_that_contradict_the_config(case, refused):
         config(model_type="gpt2"),
         ("config.json: found model_type 'gpt2', expected 'qwen2', as Qwen2ForCausalLM has it",),
         architecture=QWEN,
+        late=True,
     ),
-    Case("no-model-type", config(model_type=...), ("found model_type None, expected 'qwen2'",), architecture=QWEN),
+    Case(
+        "no-model-type",
+        config(model_type=...),
+        ("found model_type None, expected 'qwen2'",),
+        architecture=QWEN,
+        late=True,
+    ),
     Case(
         "quantized",
         config(quantization_config={"quant_method": "awq"}),
@@ -151,10 +165,14 @@ def test_shapes_that_contradict_the_config(case, refused):
         hint="start from the 16-bit checkpoint",
     ),
     Case("quantized-somehow", config(quantization_config={}), ("already quantized (an unknown method)",)),
-    Case("an-activation", config(hidden_act="swoosh"), ("config.json: it does not know hidden_act 'swoosh'",)),
-    Case("an-activation-of-two", config(hidden_act=["silu"]), ("hidden_act", "expected str, got list")),
-    Case("a-truth-value", config(tie_word_embeddings="yes"), ("tie_word_embeddings", "expected bool, got str")),
-    Case("a-label", config(id2label={"a": "b"}), ("refuses this config.json: invalid literal for int()",)),
+    Case(
+        "an-activation", config(hidden_act="swoosh"), ("config.json: it does not know hidden_act 'swoosh'",), late=True
+    ),
+    Case("an-activation-of-two", config(hidden_act=["silu"]), ("hidden_act", "expected str, got list"), late=True),
+    Case(
+        "a-truth-value", config(tie_word_embeddings="yes"), ("tie_word_embeddings", "expected bool, got str"), late=True
+    ),
+    Case("a-label", config(id2label={"a": "b"}), ("refuses this config.json: invalid literal for int()",), late=True),
 )
 def test_another_model_than_it_says(case, refused):
     refused(case)

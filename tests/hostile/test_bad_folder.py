@@ -27,6 +27,7 @@ from spoil import (
 
 from quantkit.cli import _run
 
+BY_THE_FIRST_LOOK = True  # unless a case is `late`
 BIN_INDEX = "pytorch_model.bin.index.json"
 FIRST, LAST = "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"
 INSIDE = "expected the name of a .safetensors file inside the folder"

@@ -28,6 +28,7 @@ from spoil import (
 
 from quantkit.cli import _run
 
+BY_THE_FIRST_LOOK = True  # unless a case is `late`
 NORM = "model.norm.weight"  # [128] BF16
 AGAIN = "fetch"
 FIELDS = b'{"dtype":"BF16","shape":[128],"data_offsets":[0,256]}'

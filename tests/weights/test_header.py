@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
+from quantkit.dtypes import DTYPE_NAMES, DTYPES
 from quantkit.errors import BadInputError, NotFoundError
-from quantkit.tensors import DTYPE_NAMES, DTYPES, TensorInfo
+from quantkit.tensors import TensorInfo
 from quantkit.weights.header import header_length, parse_header, read_header
 
 NAME = "model.safetensors"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantkit.dtypes import DTYPES
 from quantkit.errors import BadInputError, NotFoundError
-from quantkit.tensors import DTYPES
 from quantkit.weights import local
 from quantkit.weights.local import LocalSource, read_range
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantkit.dtypes import DTYPES
 from quantkit.errors import BadInputError, NotFoundError
-from quantkit.tensors import DTYPES
 from quantkit.weights.local import byte_view, read_range
 from quantkit.weights.pickled import read_pickled_header
 

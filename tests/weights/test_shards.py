@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from quantkit.dtypes import DTYPE_NAMES, DTYPES
 from quantkit.errors import DiskError
-from quantkit.tensors import DTYPE_NAMES, DTYPES, TensorInfo
+from quantkit.tensors import TensorInfo
 from quantkit.weights.shards import ShardWriter, index_json, is_finished, shard_names
 
 NAME = "model.safetensors"
