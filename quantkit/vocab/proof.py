@@ -69,24 +69,26 @@ def json_difference(expected: Portrait, tokenizer_json: bytes) -> str | None:
             continue
         ids = tuple(alone.encode(reading.text, add_special_tokens=False).ids)
         if ids != reading.ids:
-            return f"of {_shown(reading.text)} tokenizer.json makes {_ids(ids)}, transformers {_ids(reading.ids)}"
+            return f"of {shown(reading.text)} tokenizer.json makes {listed(ids)}, transformers {listed(reading.ids)}"
     return None
 
 
 def _reading_difference(expected: Reading, found: Reading) -> str | None:
     if expected.text != found.text:
-        return f"its added tokens are others ({_shown(found.text)}, expected {_shown(expected.text)})"
+        return f"its added tokens are others ({shown(found.text)}, expected {shown(expected.text)})"
     for one, other in ((expected.ids, found.ids), (expected.with_special, found.with_special)):
         if one != other:
-            return f"of {_shown(expected.text)} it makes {_ids(other)}, expected {_ids(one)}"
+            return f"of {shown(expected.text)} it makes {listed(other)}, expected {listed(one)}"
     if expected.decoded != found.decoded:
-        return f"of {_shown(expected.text)} it decodes {_shown(found.decoded)}, expected {_shown(expected.decoded)}"
+        return f"of {shown(expected.text)} it decodes {shown(found.decoded)}, expected {shown(expected.decoded)}"
     return None
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A text in a message."""
     return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…")
 
 
-def _ids(ids: Sequence[int]) -> str:
+def listed(ids: Sequence[int]) -> str:
+    """Ids in a message."""
     return str(list(ids[:SHOWN_IDS])) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
