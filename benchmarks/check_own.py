@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from quantkit.devices import peak_resident_bytes
+from quantkit.memory import peak_resident_bytes
 from quantkit.pipeline import check
 from quantkit.pipeline.check_job import CheckOptions, prepare
 from quantkit.quality.windows import Windows

@@ -171,7 +171,8 @@ def random_model(folder: Path, shape: str) -> Path:
     folder.mkdir()
     train = (
         "import sys, sentencepiece; sentencepiece.SentencePieceTrainer.train(input=sys.argv[1], minloglevel=2,"
-        " model_prefix=sys.argv[2], vocab_size=1000, model_type='bpe', byte_fallback=True)"
+        " model_prefix=sys.argv[2], vocab_size=1000, model_type='bpe', byte_fallback=True,"
+        " normalization_rule_name='identity', remove_extra_whitespaces=False, split_digits=True)"
     )
     text = ROOT / "examples" / "tiny-llama" / "sample.txt"
     run([sys.executable, "-c", train, str(text), str(folder / "tokenizer")])

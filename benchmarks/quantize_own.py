@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as quantkit.cli.main does
 
 import random_llama
 
-from quantkit.devices import peak_resident_bytes, release_memory, reset_peak, resident_bytes
+from quantkit.devices import release_memory, reset_peak
+from quantkit.memory import peak_resident_bytes, resident_bytes
 from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import prepare
 from quantkit.recipe import Calibration, Recipe

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from quantkit.commands.check import check
+from quantkit.commands.gguf import gguf
 from quantkit.commands.gptq import gptq, plan
 from quantkit.errors import OutOfMemoryError, QuantkitError, UsageError, is_out_of_memory
 from quantkit.signals import Leaving, Terminated, end_process, leave
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (gptq, plan, check):
+for command in (gptq, plan, gguf, check):
     app.command()(command)
 
 

@@ -1,14 +1,13 @@
 """Where to compute and in which dtype, with the reason; how fast that is; memory given back."""
 
-import ctypes
-import sys
 import time
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from quantkit.errors import UsageError
+from quantkit.memory import release_pages
+from quantkit.memory import reset_peak as reset_host_peak
 
 
 @dataclass(frozen=True)
@@ -70,42 +69,15 @@ def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now."""
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_resident_bytes() -> int:
-    """The most RAM that this process has held since `reset_peak`, or since its start."""
-    if sys.platform == "linux":
-        try:
-            with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-                line = next(line for line in status if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        except (OSError, StopIteration):
-            pass
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 def reset_peak() -> None:
-    """Forget earlier peaks, where the system can."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:  # noqa: PTH123
-            file.write("5")
-    except OSError:
-        pass
+    """Forget earlier peaks of host and device, where the system can."""
+    reset_host_peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def release_memory() -> None:
-    """Give freed pages back to the system, so that the peak of one layer is not carried into the next."""
+    """Give freed memory of host and device back, so that the peak of one layer is not carried into the next."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)  # what the process is linked with; musl has no malloc_trim
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
+    release_pages()

@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from tiny import make_model
 
-from quantkit.devices import peak_resident_bytes, release_memory, reset_peak, resident_bytes
+from quantkit.devices import release_memory, reset_peak
+from quantkit.memory import peak_resident_bytes, resident_bytes
 from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import prepare
 from quantkit.recipe import Calibration, Recipe

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from quantkit import devices
-from quantkit.devices import choose_device, measure_rate, peak_resident_bytes, release_memory, reset_peak
+from quantkit.devices import choose_device, measure_rate, release_memory, reset_peak
 from quantkit.errors import UsageError
+from quantkit.memory import peak_resident_bytes
 
 
 @pytest.fixture

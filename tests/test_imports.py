@@ -12,7 +12,7 @@ import quantkit
 ROOT = Path(quantkit.__file__).parent
 # From the lowest to the highest; rooms of one level do not import one another.
 LEVELS = (
-    {"tensors", "dtypes", "errors", "units", "versions", "signals"},
+    {"tensors", "dtypes", "errors", "units", "versions", "signals", "memory"},
     {"weights", "recipe", "distributed", "devices", "texts"},
     {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile"},
     {"vocab"},

@@ -28,6 +28,15 @@ def gguf_family_of(config: Mapping[str, Any]) -> tuple[Family, GgufFamily]:
         family = BY_ARCHITECTURE[name]
         return family, GGUF_EXPERTS[family.name]
     family = family_of(config)
+    return family, gguf_row(family)
+
+
+def gguf_row(family: Family) -> GgufFamily:
+    """The row of a family.
+
+    Raises:
+        BadInputError: llama.cpp has no architecture for it.
+    """
     if family.name not in GGUF_FAMILIES:
         raise BadInputError(f"llama.cpp has no architecture that computes {family.name} models")
-    return family, GGUF_FAMILIES[family.name]
+    return GGUF_FAMILIES[family.name]

@@ -7,9 +7,8 @@ from typing import Any
 
 from quantkit.errors import BadInputError
 from quantkit.families.family import Family
-from quantkit.tensors import TensorInfo
+from quantkit.tensors import FLOATS, TensorInfo
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 # Names of one size in different families' configurations.
 DEPTH = ("num_hidden_layers", "num_layers")
 HIDDEN = ("hidden_size", "d_model")

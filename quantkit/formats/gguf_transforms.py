@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Floats = npt.NDArray[np.float32]
 # Reads into an array, or writes from it, the values of a tensor, counted as they lie in memory, from the given one on.
@@ -148,6 +147,8 @@ def sines(first: int, end: int, columns: int, zero: int | None = None) -> Floats
     Returns:
         float32 [end - first, columns].
     """
+    import torch  # for models without rotary positions alone
+
     half = columns // 2
     # In torch's float32, step by step as transformers does it: angles of thousands keep few digits of a fraction.
     frequencies = torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))

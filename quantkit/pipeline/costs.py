@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+from quantkit.memory import peak_resident_bytes
 
-from quantkit.devices import peak_resident_bytes
+if TYPE_CHECKING:
+    import torch
 
 Cost = dict[str, float]
 
@@ -13,7 +15,7 @@ Cost = dict[str, float]
 class Meter:
     """Time since the last reading, and the most memory since `devices.reset_peak`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device | None" = None) -> None:
         self._device = device
         self._seconds, self._cpu_seconds = time.perf_counter(), time.process_time()
 
@@ -22,13 +24,20 @@ class Meter:
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         spent = seconds - self._seconds, cpu_seconds - self._cpu_seconds
         self._seconds, self._cpu_seconds = seconds, cpu_seconds
-        on_gpu = self._device.type == "cuda"
         return {
             "seconds": round(spent[0], 3),
             "cpu_seconds": round(spent[1], 3),
             "host_bytes": peak_resident_bytes(),
-            "device_bytes": torch.cuda.max_memory_allocated(self._device) if on_gpu else 0,
+            "device_bytes": _device_peak(self._device),
         }
+
+
+def _device_peak(device: "torch.device | None") -> int:
+    if device is None or device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
 
 
 def total(costs: Sequence[Mapping[str, float]]) -> Cost:

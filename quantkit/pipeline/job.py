@@ -10,13 +10,14 @@ import psutil
 import torch
 
 from quantkit.calibration import text_sets
-from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
+from quantkit.devices import Device, choose_device, measure_rate
 from quantkit.dtypes import DTYPE_NAMES
 from quantkit.errors import BadInputError, DiskError, OutOfMemoryError, UsageError
 from quantkit.families.checks import check_model_type
 from quantkit.families.family import Family
 from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, runtime_table
+from quantkit.memory import resident_bytes
 from quantkit.pipeline.look import look
 from quantkit.plan.budget import Budget, Machine, estimate
 from quantkit.plan.rows import Plan, Row, layer_of, make_plan
@@ -115,7 +116,9 @@ def prepare(
     config = artifact_config(family, checkpoint.config)
     skeleton = Skeleton(family, config, chosen.dtype, chosen.device)
     check_model_type(config, skeleton.model_type)
-    infos = checkpoint.source.infos or _infos_from(skeleton, checkpoint)
+    infos = checkpoint.source.infos or _infos_from(
+        skeleton, checkpoint.config, getattr(checkpoint.source, "weight_map", {})
+    )
     check_tensors(family, skeleton, infos)
     plan = make_plan(family, recipe, infos, strict=strict, tied=skeleton.tied())
     tokenizer = treatment(checkpoint.folder, config, checkpoint.repo_id)
@@ -260,16 +263,21 @@ def source_hashes(job: Job) -> dict[str, str]:
     return file_hashes(job.checkpoint.folder, {CONFIG} | {row.source.file for row in job.plan.rows})
 
 
-def _infos_from(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def _infos_from(skeleton: Skeleton, config: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, TensorInfo]:
     """For a repo of `.bin` files not yet downloaded: shapes from the configuration, dtype as it states."""
-    stated = str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype") or "float32")
+    stated = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     dtype = {"bfloat16": "BF16", "float16": "F16"}.get(stated, "F32")
-    files: Mapping[str, str] = getattr(checkpoint.source, "weight_map", {})
     return {
         name: TensorInfo(name, dtype, shape, files.get(name, "pytorch_model.bin"))
         for name, shape in skeleton.tensors().items()
         if not files or name in files
     }
+
+
+def expected_infos(family: Family, config: Mapping[str, Any], weight_map: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """Tensors of a repo of `.bin` files not yet downloaded, by a model that is built for nothing else."""
+    skeleton = Skeleton(family, config, torch.float32, torch.device("cpu"))
+    return _infos_from(skeleton, config, weight_map)
 
 
 def _row_dict(row: Row) -> dict[str, Any]:

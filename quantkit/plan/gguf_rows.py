@@ -12,8 +12,7 @@ from quantkit.formats.mixtures import file_order
 from quantkit.plan.gguf_limits import check_expressible
 from quantkit.plan.gguf_rope import rope_tensors
 from quantkit.plan.gguf_settings import SCALES, Config, experts, head_dim, size_of
-from quantkit.plan.rows import FLOATS
-from quantkit.tensors import TensorInfo
+from quantkit.tensors import FLOATS, TensorInfo
 
 Infos = Mapping[str, TensorInfo]
 # XGLM numbers its positions from here, and llama.cpp's GPT-2 from 0.

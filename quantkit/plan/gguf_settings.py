@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from quantkit.errors import BadInputError
-from quantkit.families.checks import refusal
+from quantkit.families.checks import check_model_type, refusal
 from quantkit.families.family import Family
 from quantkit.families.gguf_family import GgufFamily, Setting
 
@@ -29,9 +29,16 @@ def complete_config(family: Family, config: Config) -> dict[str, Any]:
         BadInputError: transformers refuses it.
     """
     import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    # By the names of the classes: to import the model's own would take seconds, and a hundred megabytes.
+    kinds = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == family.model_class]
+    stated = str(config.get("model_type"))
+    if stated not in kinds:
+        check_model_type(config, kinds[0])
     try:
-        complete = getattr(transformers, family.model_class).config_class.from_dict(copy.deepcopy(dict(config)))
+        complete = CONFIG_MAPPING[stated].from_dict(copy.deepcopy(dict(config)))
     except REFUSALS as error:
         library = f"transformers {transformers.__version__}"
         raise BadInputError(f"{library} refuses this config.json: {refusal(error, config)}") from error

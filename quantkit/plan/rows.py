@@ -11,11 +11,10 @@ from quantkit.families.family import Family
 from quantkit.formats import gptq
 from quantkit.formats.runtimes import packing_refusals
 from quantkit.recipe import Recipe, matches
-from quantkit.tensors import Grid, TensorInfo
+from quantkit.tensors import FLOATS, Grid, TensorInfo
 from quantkit.units import parse_bytes
 from quantkit.weights.shards import shard_names
 
-FLOATS = ("F64", "F32", "F16", "BF16")
 _INDEX = re.compile(r"[0-9]{1,9}")
 DTYPE_OF_OPTION = {"float16": "F16", "bfloat16": "BF16"}
 DTYPE_OPTION = {name: option for option, name in DTYPE_OF_OPTION.items()}

@@ -15,7 +15,7 @@ SHOWN_NAMES = 3  # notes and rounded linears shown before "and N more"
 
 def print_plan(plan: dict[str, Any]) -> None:
     """Print `Job.as_dict` on stdout."""
-    console = _console()
+    console = wide_console()
     recipe, budget = plan["recipe"], plan["budget"]
     source = plan["source"]["reference"]
     commit = plan["source"]["commit"]
@@ -41,7 +41,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     facts.add_row("time", f"about {format_seconds(budget['seconds'])}")
     console.print(facts)
     console.print(_actions(plan["rows"]))
-    console.print(_machines(plan["machines"], plan["context"]))
+    console.print(machines_table(plan["machines"], plan["context"]))
     console.print(_runtimes(plan["runtimes"]))
     for note in plan["notes"]:
         console.print(f"note: {note}", markup=False)
@@ -54,7 +54,7 @@ def symmetric_note(recipe: dict[str, Any], symmetry: str) -> str:
 
 def print_result(output: Path, record: dict[str, Any]) -> None:
     """Print what a run made: size, error, predicted against measured, runtimes."""
-    console = _console()
+    console = wide_console()
     console.print(
         f"{output}: {format_bytes(record['artifact_bytes'])}, {record['bits_per_weight']:.2f} bits per weight, "
         f"mean relative error of a linear {record['mean_relative_error']:.2e}",
@@ -91,7 +91,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + more
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """Wide enough that no line of a pipe or a log is broken; a terminal keeps its own width."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160, soft_wrap=True)
@@ -114,7 +114,8 @@ def _actions(rows: list[dict[str, Any]]) -> Table:
 _LABELS = {"keep": "kept in 16 bits", "drop": "not needed"}
 
 
-def _machines(machines: list[dict[str, Any]], context: int) -> Table:
+def machines_table(machines: list[dict[str, Any]], context: int) -> Table:
+    """On which machines an artifact runs, a line each."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in (f"runs on, with {context} tokens of context", "needs", "has", ""):
         table.add_column(column, justify="right" if column in ("needs", "has") else "left")

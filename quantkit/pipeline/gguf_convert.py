@@ -1,0 +1,154 @@
+"""From a checkpoint and wishes to finished GGUF files: plan, download, importance, conversion."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import BadInputError, NotFoundError
+from quantkit.formats.ggml.encode import can_encode, warm
+from quantkit.formats.mixture_tables import FTYPES
+from quantkit.formats.mixtures import ftype_named
+from quantkit.pipeline.gguf import Result, run
+from quantkit.pipeline.gguf_files import source_identity
+from quantkit.pipeline.gguf_job import GgufJob, GgufOptions, preflight, prepare
+from quantkit.pipeline.gguf_model import GgufModel, open_model
+from quantkit.progress import Progress
+from quantkit.units import format_bytes
+from quantkit.weights.gguf_types import Value
+from quantkit.weights.hashes import file_hash
+from quantkit.weights.imatrix import Imatrix, read_imatrix
+from quantkit.weights.source import Checkpoint
+
+if TYPE_CHECKING:
+    from quantkit.recipe import Calibration
+
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True)
+class ImatrixWish:
+    """Where the importance of columns comes from."""
+
+    where: str = NONE  # auto, none, or a file
+    calibration: "Calibration | None" = None  # for auto
+    device: str = "auto"  # for auto
+
+
+@dataclass(frozen=True)
+class _Importance:
+    """An importance matrix, or the promise of one."""
+
+    names: Collection[str] | None = None  # tensors of whose columns it tells; None: there is none
+    imatrix: Imatrix | None = None
+    keys: Mapping[str, Value] | None = None
+    record: dict[str, Any] | None = None
+
+
+def plan(checkpoint: Checkpoint, options: GgufOptions, wish: ImatrixWish) -> GgufJob:
+    """What `convert` would do, from headers alone.
+
+    Args:
+        checkpoint: from `look_for_gguf`.
+        options: what to make.
+        wish: where the importance comes from; `auto` collects nothing yet.
+
+    Raises:
+        QuantkitError: whatever makes it impossible, in one sentence.
+    """
+    model = open_model(checkpoint, options.pre)
+    return _prepared(model, options, _promised(model, wish))
+
+
+def convert(
+    checkpoint: Checkpoint,
+    options: GgufOptions,
+    wish: ImatrixWish,
+    progress: Progress,
+    *,
+    restart: bool = False,
+) -> Result:
+    """Make GGUF files, or continue where an earlier run stopped.
+
+    Args:
+        checkpoint: from `look_for_gguf`; a repository is downloaded.
+        options: what to make.
+        wish: where the importance comes from.
+        progress: told what happens.
+        restart: make files again that are there already.
+
+    Raises:
+        QuantkitError: whatever makes it impossible; what is finished is kept.
+    """
+    model = open_model(checkpoint, options.pre, verified=True, meanwhile=lambda: _warm(options, wish))
+    promised = _promised(model, wish)
+    job = _prepared(model, options, promised)
+    for note in job.notes:
+        progress.say(f"note: {note}")
+    preflight(job)
+    if checkpoint.download_bytes:
+        progress.say(f"downloading {format_bytes(checkpoint.download_bytes)} of {checkpoint.repo_id}")
+        pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
+        job = _prepared(open_model(pinned, options.pre), options, promised)
+    importance = promised
+    if wish.where == AUTO:
+        importance = _collected(job, wish, progress)
+        job = _prepared(job.model, options, importance)
+    return run(job, progress, imatrix=importance.imatrix, about_imatrix=importance.record, restart=restart)
+
+
+def _prepared(model: GgufModel, options: GgufOptions, importance: _Importance) -> GgufJob:
+    return prepare(model, options, importance.names, importance.keys)
+
+
+def _warm(options: GgufOptions, wish: ImatrixWish) -> None:
+    """Compile the encoders that the types need; what is wrong with the types is said later."""
+    wanted = {name for text in options.types for name in _types(text)}
+    warm({name for name in wanted if can_encode(name)}, wish.where != NONE)
+
+
+def _types(text: str) -> Collection[str]:
+    mixture = FTYPES[ftype_named(text)]
+    return {*mixture.types, "F32"}
+
+
+def _promised(model: GgufModel, wish: ImatrixWish) -> _Importance:
+    """What is known before anything is collected: a file's importance, or the names of what will be."""
+    if wish.where == NONE:
+        return _Importance()
+    if wish.where == AUTO:
+        from quantkit.pipeline.imatrix import check_forward, weight_inputs
+
+        check_forward(model.family)
+        return _Importance(weight_inputs(model.family, model.rows))
+    path = Path(wish.where).expanduser()
+    if not path.exists():
+        raise NotFoundError(f"no such imatrix file: {path}", "give --imatrix auto, a file, or none")
+    imatrix = read_imatrix(path)
+    if not imatrix.entries.keys() & {row.name for row in model.rows}:
+        raise BadInputError(
+            f"{path} tells of no tensor of this model, but of {next(iter(imatrix.entries))} and such",
+            "take the imatrix of this very model",
+        )
+    return _with_keys(imatrix, path, {"file": path.name, "sha256": file_hash(path)})
+
+
+def _collected(job: GgufJob, wish: ImatrixWish, progress: Progress) -> _Importance:
+    """The importance matrix beside the GGUF files, made unless it is there already."""
+    from quantkit.devices import choose_device
+    from quantkit.pipeline.gguf_imatrix import imatrix_for
+
+    assert wish.calibration is not None
+    job.folder.mkdir(parents=True, exist_ok=True)
+    path = job.folder / f"{job.model.naming.file_name('imatrix')}"
+    device = choose_device(wish.device)
+    identity = source_identity(job.model.checkpoint)
+    imatrix, record = imatrix_for(path, job.model, wish.calibration, device, identity, progress)
+    return _with_keys(imatrix, path, record)
+
+
+def _with_keys(imatrix: Imatrix, path: Path, record: dict[str, Any]) -> _Importance:
+    from quantkit.pipeline.imatrix_file import imatrix_metadata
+
+    return _Importance(imatrix.entries, imatrix, imatrix_metadata(imatrix, path.name), record)

@@ -1,0 +1,159 @@
+"""What transformers says of a checkpoint that is to become GGUF files, asked in a process of its own.
+
+transformers and torch take 400 MB and several seconds, and are needed for the defaults of config.json and for the
+tokenizer alone. In a process of their own they are gone before the first weight is read, and this one compiles its
+encoders meanwhile.
+"""
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import QuantkitError
+from quantkit.families.gguf_experts import GGUF_EXPERTS
+from quantkit.families.gguf_lookup import gguf_family_of
+from quantkit.families.layers import check_layers
+from quantkit.families.lookup import artifact_config
+from quantkit.plan.gguf_card import Naming, front_matter, naming
+from quantkit.plan.gguf_rows import GgufRow, gguf_rows
+from quantkit.plan.gguf_settings import complete_config, experts
+from quantkit.tensors import TensorInfo
+from quantkit.vocab.files import read_object
+from quantkit.vocab.gguf import Vocabulary, gguf_vocabulary
+from quantkit.weights.regular import read_small
+from quantkit.weights.source import Checkpoint
+
+CARD, GENERATION = "README.md", "generation_config.json"
+UNVERIFIED = "the tokenizer was not compared with llama.cpp's; pip install 'quantkit[ggml]' to have that"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a checkpoint once its config.json and its tokenizer were understood."""
+
+    config: Mapping[str, Any]  # with transformers' defaults
+    infos: Mapping[str, TensorInfo]  # of `.bin` files not downloaded yet, those that config.json asks for
+    rows: tuple[GgufRow, ...]
+    naming: Naming
+    vocabulary: Vocabulary
+    card: Mapping[str, Any]  # front matter
+    generation: Mapping[str, Any]  # generation_config.json
+    verification: str | None  # what llama.cpp's tokenizer was found to do, where it was asked
+
+
+@dataclass(frozen=True)
+class _Question:
+    folder: Path
+    reference: str
+    repo_id: str | None
+    config: Mapping[str, Any]
+    infos: Mapping[str, TensorInfo]
+    weight_map: Mapping[str, str]  # of a repository whose `.bin` files are not downloaded yet
+    pre: str | None
+    verified: bool
+
+
+def told_apart(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    infos: Mapping[str, TensorInfo],
+    pre: str | None,
+    verified: bool,
+    meanwhile: Callable[[], None],
+) -> Told:
+    """Ask in a process of its own.
+
+    Args:
+        checkpoint: whose tokenizer and card are read.
+        config: its config.json, without what says that it is quantized.
+        infos: its tensors, dequantized.
+        pre: llama.cpp's pre-tokenizer; None: found by its regular expressions.
+        verified: compare the tokenizer with llama.cpp's own, where that is installed.
+        meanwhile: called here while the other process works.
+
+    Raises:
+        QuantkitError: what transformers, the tables or the tokenizer do not take.
+    """
+    question = _Question(
+        checkpoint.folder.absolute(), checkpoint.reference, checkpoint.repo_id, dict(config), dict(infos),
+        getattr(checkpoint.source, "weight_map", {}), pre, verified,
+    )  # fmt: skip
+    command = [sys.executable, "-m", __name__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(pickle.dumps(question))
+            child.stdin.close()
+            meanwhile()
+            said = child.stdout.read()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        raise RuntimeError(f"planning ended with exit code {child.returncode}")
+    answer = pickle.loads(said)
+    if isinstance(answer, QuantkitError):
+        raise answer
+    assert isinstance(answer, Told)
+    return answer
+
+
+def tell(question: _Question) -> Told:
+    """The answer, in this process.
+
+    Raises:
+        QuantkitError: as `told_apart`.
+    """
+    from quantkit.pipeline.job import expected_infos
+    from quantkit.vocab.load import load_tokenizer
+
+    family, gguf = gguf_family_of(question.config)
+    config = artifact_config(family, question.config)
+    complete = complete_config(family, config)
+    infos = question.infos or expected_infos(family, config, question.weight_map)
+    if family.name not in GGUF_EXPERTS:
+        check_layers(family, complete, infos)
+    rows = gguf_rows(family, gguf, complete, infos)
+    shapes = {row.name: row.shape for row in rows}
+    reference = question.repo_id or Path(question.reference).expanduser().resolve().name
+    named = naming(reference, shapes, experts(complete), on_hub=question.repo_id is not None)
+    tokenizer = load_tokenizer(question.folder, config, question.repo_id)
+    generation = read_object(question.folder / GENERATION)
+    embedding_rows = shapes["token_embd.weight"][0]
+    vocabulary = gguf_vocabulary(tokenizer, named.name, embedding_rows, question.config, generation, question.pre)
+    card = question.folder / CARD
+    front = front_matter(read_small(card).decode("utf-8", "replace")) if card.is_file() else {}
+    said = _verification(vocabulary, tokenizer) if question.verified else None
+    named = replace(named, name=vocabulary.name)
+    # Limits hold functions, which do not travel; what they mean is in the notes.
+    return Told(complete, infos, rows, named, replace(vocabulary, limits=()), front, generation, said)
+
+
+def _verification(vocabulary: Vocabulary, tokenizer: Any) -> str:  # noqa: ANN401
+    from quantkit.vocab.gguf_verify import llama_cpp_is_installed, verify
+
+    if not llama_cpp_is_installed():
+        return UNVERIFIED
+    return verify(vocabulary, tokenizer).note
+
+
+def _main() -> None:
+    """Read a question from stdin, write the answer, or the refusal, to stdout."""
+    answer: Told | QuantkitError
+    try:
+        answer = tell(pickle.loads(sys.stdin.buffer.read()))
+    except QuantkitError as error:
+        answer = error
+    sys.stdout.buffer.write(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    # As an importable module, so that what it pickles is found again on the other side.
+    from quantkit.pipeline import gguf_told
+
+    gguf_told._main()
