@@ -77,6 +77,12 @@ Strict = Annotated[
     typer.Option("--strict", help="Refuse linears that cannot be packed instead of leaving them in 16 bits."),
 ]
 Context = Annotated[int, typer.Option("--context", min=1, help="Tokens of the KV cache in the table of machines.")]
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix", help="Also write the importance matrix of the calibration, for GGUF files, to this file."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew in a folder that holds an earlier run.")]
@@ -88,8 +94,8 @@ def gptq(
     scales: Scales = None, rule: Rules = None, skip: Skip = None, target: Targets = None, dtype: Dtype = None,
     max_shard_size: ShardSize = None, calibration: CalibrationText = None, samples: Samples = None,
     sequence_length: SequenceLength = None, seed: Seed = None, device: DeviceName = "auto",
-    strict: Strict = False, restart: Restart = False, context: Context = 4096, dry_run: DryRun = False,
-    as_json: AsJson = False,
+    strict: Strict = False, imatrix: ImatrixFile = None, restart: Restart = False, context: Context = 4096,
+    dry_run: DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint to a GPTQ checkpoint.
 
@@ -118,7 +124,7 @@ def gptq(
         for note in job.plan.notes:
             progress.say(f"note: {note}")
         progress.say(f"computing on {job.device.label}")
-        result = run(job, progress, restart=restart)
+        result = run(job, progress, restart=restart, imatrix=imatrix)
     if as_json:
         _print_json({"output": str(result.output), **result.record})
     else:

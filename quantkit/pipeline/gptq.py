@@ -18,6 +18,7 @@ from quantkit.errors import OutOfMemoryError, is_out_of_memory
 from quantkit.formats.gptq_config import quantization_config
 from quantkit.methods import gptq
 from quantkit.pipeline.costs import Cost, Meter, total
+from quantkit.pipeline.gptq_imatrix import GptqImatrix
 from quantkit.pipeline.job import Job, fingerprint, preflight, prepare, sample_length
 from quantkit.pipeline.layerwise import (
     QuantizedLinear,
@@ -49,13 +50,14 @@ class Result:
     record: dict[str, Any]  # run.json
 
 
-def run(job: Job, progress: Progress | None = None, *, restart: bool = False) -> Result:
+def run(job: Job, progress: Progress | None = None, *, restart: bool = False, imatrix: Path | None = None) -> Result:
     """Execute a prepared job, or continue it where it stopped.
 
     Args:
         job: from `prepare`.
         progress: told what happens; silent by default.
         restart: begin anew in a folder that holds an earlier run.
+        imatrix: a file that is to get the importance matrix of the same pass over the text.
 
     Returns:
         The folder of the artifact and its run.json.
@@ -69,12 +71,13 @@ def run(job: Job, progress: Progress | None = None, *, restart: bool = False) ->
     with locked(job.output) as protected:
         if not protected:
             progress.say(f"note: the file system of {job.output} has no locks; start no second run there")
-        return _run(job, progress, restart)
+        return _run(job, progress, restart, imatrix)
 
 
-def _run(job: Job, progress: Progress, restart: bool) -> Result:
+def _run(job: Job, progress: Progress, restart: bool, imatrix: Path | None) -> Result:
     meter = Meter(job.device.device)
     preflight(job)
+    importance = GptqImatrix(imatrix, job) if imatrix else None
     for note in job.tokenizer.notes:
         progress.say(note)
     tokenizer, carried = open_tokenizer(job)
@@ -96,15 +99,19 @@ def _run(job: Job, progress: Progress, restart: bool) -> Result:
         folder.reopen()
     if folder.complete:
         progress.say(f"{job.output} is finished already; nothing to do")
+        if importance and tokens:
+            importance.write(job, tokens, inputs, progress)
         return Result(job.output, json.loads((job.output / "run.json").read_text("utf-8")))
     with ArtifactWriter(job.plan, job.output, folder.finished_layers) as writer:
         folder.forget_from(writer.intact_layers)
         try:
-            _layers(job, tokens, folder, writer, progress, meter)
+            _layers(job, tokens, folder, writer, progress, meter, importance)
         finally:
             progress.stop()
         writer.finish_shards()
     record = _finish(job, tokens, carried, inputs, folder, total([*folder.costs(), meter.read()]))
+    if importance and tokens:
+        importance.write(job, tokens, inputs, progress)
     return Result(job.output, record)
 
 
@@ -129,6 +136,7 @@ def _layers(
     writer: ArtifactWriter,
     progress: Progress,
     meter: Meter,
+    importance: GptqImatrix | None,
 ) -> None:
     source = job.checkpoint.source
     skeleton = job.skeleton
@@ -156,6 +164,8 @@ def _layers(
                 writer.write_linear(linear.name, linear.weight)
                 folder.record_linear(linear.record)
                 progress.linear(linear.record)
+                if importance:
+                    importance.note(linear)
             if with_data and index + 1 < count:
                 advance(skeleton, index, hidden, calls[index], memo)
             if with_data:

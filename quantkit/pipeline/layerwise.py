@@ -27,6 +27,7 @@ class QuantizedLinear:
     name: str
     weight: QuantizedWeight
     record: dict[str, Any]
+    mean_square: torch.Tensor | None = None  # [in_features] fp32, of its inputs; None where none were looked at
 
 
 def read_layer(source: TensorSource, names: list[str]) -> dict[str, torch.Tensor]:
@@ -75,6 +76,7 @@ def quantize_with_data(
             continue
         started = time.perf_counter()
         hessian = collect_hessian(skeleton, stage, hidden, call, memo)
+        mean_square = hessian.diagonal() / 2  # before the solver damps it
         large = stage.in_features * sum(stage.out_features) >= LARGE_STAGE
         if large:  # what the forward freed would otherwise lie beneath what the solver takes
             release_memory()
@@ -92,7 +94,7 @@ def quantize_with_data(
         if large:
             release_memory()
         seconds = time.perf_counter() - started
-        yield from _fill_and_split(skeleton, stage, outcome, seconds)
+        yield from _fill_and_split(skeleton, stage, outcome, mean_square, seconds)
 
 
 def collect_hessian(
@@ -160,7 +162,7 @@ def quantize_without_data(
 
 
 def _fill_and_split(
-    skeleton: Skeleton, stage: Stage, outcome: gptq.Outcome, seconds: float
+    skeleton: Skeleton, stage: Stage, outcome: gptq.Outcome, mean_square: torch.Tensor, seconds: float
 ) -> Iterator[QuantizedLinear]:
     first = 0
     for name, size in zip(stage.linears, stage.out_features, strict=True):
@@ -177,7 +179,7 @@ def _fill_and_split(
         share = seconds * size / sum(stage.out_features)
         record = _record(name, stage, outcome.method, loss, norm, share)
         record |= {"damp_percent": outcome.damp_percent, "damping_raised": outcome.escalations}
-        yield QuantizedLinear(name, part, record)
+        yield QuantizedLinear(name, part, record, mean_square)
         first += size
 
 

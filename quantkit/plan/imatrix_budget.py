@@ -9,7 +9,7 @@ from quantkit.plan.budget import BATCH_TOKENS, CODE_BYTES, Machine
 from quantkit.plan.rows import layer_of
 from quantkit.tensors import ITEM_BYTES, TensorInfo
 
-SLAB_TOKENS = 256  # squared and summed up at a time
+SLAB_TOKENS = 64  # squared and summed up at a time
 SUMS_BYTES = 8 + 4  # of a column: while it is summed up, and in the file
 
 
@@ -47,7 +47,7 @@ def imatrix_budget(
     batch = max(1, BATCH_TOKENS // length) * length
     activations = samples * length * hidden * value
     # One batch inside a layer: residual, norm, queries to values, gate, up and their product.
-    working_set = batch * (10 * hidden + 4 * inner) * value + SLAB_TOKENS * inner * (4 + 4)
+    working_set = batch * (10 * hidden + 4 * inner) * value + SLAB_TOKENS * inner * 4
     if family.score_bytes:  # every token of the batch with every token of its sample
         working_set += batch * length * int(sizes["num_attention_heads"]) * family.score_bytes[value]
     layers: dict[int, list[TensorInfo]] = {}

@@ -21,6 +21,7 @@ from quantkit.weights.regular import foreign_kind, open_regular, short
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+OWN = "quantkit."  # what keys begin with that llama.cpp knows nothing of
 MAX_BYTES = 4 * 2**30  # it is read whole; the largest mixtures of experts take 1.5 GB
 _HINT = "make it with llama-imatrix, or fetch it again"
 _EXPECTED = "an imatrix file, GGUF or .dat"
@@ -43,6 +44,7 @@ class Imatrix:
     chunk_count: int = 0
     chunk_size: int = 0  # tokens; 0 where the file does not say
     source: str = field(default="imatrix", compare=False)  # for messages
+    metadata: Mapping[str, Value] = field(default_factory=dict)  # keys that begin with OWN
 
     def importance(self, name: str, columns: int | None = None) -> npt.NDArray[np.float32]:
         """The mean square of each input, in the float32 arithmetic of llama-quantize.
@@ -120,6 +122,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         DATASETS: Value("string", imatrix.datasets),
         CHUNK_COUNT: Value("uint32", imatrix.chunk_count),
         CHUNK_SIZE: Value("uint32", imatrix.chunk_size),
+        **imatrix.metadata,
     }
     header = layout(metadata, [(name, array.shape, "F32") for name, array in arrays.items()])
     with GgufWriter(path, header, None) as writer:
@@ -144,7 +147,8 @@ def _read_gguf(file: GgufFile) -> Imatrix:
     if not weights:
         raise BadInputError(f"{name}: found no sums of squares, expected tensors that end in {SUMS}", _HINT)
     entries = {weight: _checked(_entry(file, weight), weight, name) for weight in weights}
-    return Imatrix(entries, datasets, chunk_count, chunk_size, name)
+    own = {key: value for key, value in file.metadata.items() if key.startswith(OWN)}
+    return Imatrix(entries, datasets, chunk_count, chunk_size, name, own)
 
 
 def _stated(file: GgufFile, key: str, kind: str) -> object:
