@@ -1,4 +1,7 @@
-"""check.json beside an artifact: what was measured, bound to the files that were measured."""
+"""The check of an artifact on disk: what was measured, bound to the files that were measured.
+
+It is check.json in an artifact's folder, and NAME.check.json beside a GGUF model NAME.gguf.
+"""
 
 import json
 from dataclasses import dataclass
@@ -7,11 +10,12 @@ from typing import Any
 
 from quantkit.errors import DiskError
 from quantkit.weights.files import write_file
+from quantkit.weights.gguf_names import SUFFIX, find_gguf, gguf_parts, gguf_stem
 from quantkit.weights.hashes import file_hashes
 
 CHECK_FILE = "check.json"
 SCHEMA_VERSION = 1
-BOUND = (".safetensors", ".bin", ".gguf", ".index.json", "config.json", "tokenizer.json", "tokenizer.model")
+BOUND = (".safetensors", ".bin", ".index.json", "config.json", "tokenizer.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -20,44 +24,70 @@ class Standing:
 
     counts: bool
     reason: str  # for people
-    record: dict[str, Any] | None  # check.json
+    record: dict[str, Any] | None  # what it holds
 
 
-def bound_files(folder: Path) -> list[str]:
-    """The files that decide what an artifact computes: weights, configuration, tokenizer."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(BOUND))
+def home_of(path: Path) -> Path:
+    """The folder of an artifact that is a folder or a GGUF file."""
+    return path.parent if _is_gguf(path) else path
 
 
-def write_check(folder: Path, record: dict[str, Any]) -> Path:
-    """Write check.json into the artifact's folder.
+def bound_files(path: Path) -> list[str]:
+    """The files in `home_of` that decide what an artifact computes: weights, configuration, tokenizer.
+
+    A GGUF file has all of it, and the parts of a split one belong together.
+    """
+    if _is_gguf(path):
+        return [part.name for part in gguf_parts(path)]
+    return sorted(file.name for file in path.iterdir() if file.is_file() and file.name.endswith(BOUND))
+
+
+def check_path(path: Path) -> Path:
+    """Where the check of an artifact lies."""
+    return path.with_name(f"{gguf_stem(path)}.{CHECK_FILE}") if _is_gguf(path) else path / CHECK_FILE
+
+
+def write_check(path: Path, record: dict[str, Any]) -> Path:
+    """Write the check of an artifact.
+
+    Args:
+        path: its folder or its GGUF file.
+        record: with its own entry alone.
 
     Raises:
         DiskError: the folder cannot be written.
     """
-    path = folder / CHECK_FILE
-    write_file(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    return path
+    place = check_path(path)
+    write_file(place, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    return place
 
 
-def standing(folder: Path) -> Standing:
-    """Whether the check of an artifact's folder passed and its files are still those that were checked.
+def standing(path: Path) -> Standing:
+    """Whether the check of an artifact passed and its files are still those that were checked.
+
+    Args:
+        path: its folder or its GGUF file, or the folder of that file.
 
     Raises:
+        BadInputError: a folder of several GGUF models.
         DiskError: a file cannot be read.
     """
+    path = find_gguf(path) or path
+    place = check_path(path)
     try:
-        record = json.loads((folder / CHECK_FILE).read_bytes())
+        record = json.loads(place.read_bytes())
     except FileNotFoundError:
-        return Standing(False, f"{folder} has no {CHECK_FILE}: it was not checked", None)
+        return Standing(False, f"{path} has no {place.name}: it was not checked", None)
     except OSError as error:
-        raise DiskError(f"cannot read {folder / CHECK_FILE}: {error.strerror}") from error
+        raise DiskError(f"cannot read {place}: {error.strerror}") from error
     except ValueError:
-        return Standing(False, f"{folder / CHECK_FILE} is not JSON", None)
+        return Standing(False, f"{place} is not JSON", None)
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-        return Standing(False, f"{folder / CHECK_FILE} is not of schema {SCHEMA_VERSION}", None)
+        return Standing(False, f"{place} is not of schema {SCHEMA_VERSION}", None)
     artifact = record["artifacts"][0]
-    present = bound_files(folder)
-    hashes = file_hashes(folder, present)
+    home = home_of(path)
+    present = [name for name in bound_files(path) if (home / name).exists()]
+    hashes = file_hashes(home, present)
     for name in sorted({*present, *artifact["files"]}):
         if hashes.get(name) != artifact["files"].get(name):
             what = "is gone" if name not in hashes else "is new" if name not in artifact["files"] else "has changed"
@@ -65,3 +95,7 @@ def standing(folder: Path) -> Standing:
     if not artifact["passed"]:
         return Standing(False, "the check did not pass", record)
     return Standing(True, "checked, passed, and the files are those that were checked", record)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.name.endswith(SUFFIX) and not path.is_dir()

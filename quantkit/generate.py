@@ -262,14 +262,18 @@ def _step(skeleton: Skeleton, source: TensorSource, wave: Sequence[_Batch], swit
 
 def _choose(skeleton: Skeleton, source: TensorSource, hidden: torch.Tensor) -> list[int]:
     """The most likely token after each of the hidden states [tokens, 1, hidden]."""
-    with _filled(skeleton, source, skeleton.head_names()):
+    head = skeleton.read_head(source)
+    skeleton.fill(head)
+    try:
         chunks = torch.split(hidden, max(1, LOGIT_BYTES // (4 * skeleton.vocabulary())))
         return [token for chunk in chunks for token in skeleton.finish(chunk)[:, 0].argmax(-1).tolist()]
+    finally:
+        skeleton.empty(list(head))
 
 
 @contextmanager
 def _filled(skeleton: Skeleton, source: TensorSource, names: list[str]) -> Iterator[None]:
-    skeleton.fill({name: source.read(name) for name in names})
+    skeleton.fill_from(source, names)
     try:
         yield
     finally:

@@ -19,7 +19,8 @@ from quantkit.tensors import TensorInfo
 from quantkit.weights.gguf_read import GgufFiles, open_gguf, read_tensor
 from quantkit.weights.gguf_types import GgufTensor
 
-SLAB_WEIGHTS = 2**22  # the library needs several times as many bytes on the way
+SLAB_WEIGHTS = 2**20  # dequantized at a time
+SLAB_BYTES = 16  # that a weight of a slab takes on the way: its block, two copies of its value, the library's
 # Keys that change nothing about what a text gives.
 IDLE_KEYS = ("context_length", "vocab_size")
 # What llama.cpp takes where a file does not say.
@@ -73,6 +74,19 @@ class GgufSource:
         """Every tensor by name, in float32."""
         return self._infos
 
+    @property
+    def reading_bytes(self) -> int:
+        """What a read takes beside its result."""
+        return SLAB_BYTES * min(SLAB_WEIGHTS, max(info.elements for info in self._infos.values()))
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the file that hold a tensor."""
+        found = 0
+        for row in self._holders[name]:
+            rows = sum(part.rows for part in row.assembly.parts if isinstance(part, Part) and part.source == name)
+            found += self.files.tensors[row.name].nbytes * rows // row.assembly.rows
+        return found
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor in float32, as llama.cpp computes with it.
 
@@ -124,7 +138,7 @@ class GgufSource:
         told = {key: value.value for key, value in self.files.metadata.items()}
         architecture = told.get("general.architecture")
         if architecture not in (gguf.architecture, *gguf.also):
-            raise self._refusal(f"its architecture is {architecture!r}, the baseline's {gguf.architecture!r}")
+            raise self._refusal(f"its architecture is {repr(architecture)[:40]}, the baseline's {gguf.architecture!r}")
         stated = {key: value.value for key, value in hyperparameters(gguf, config).items()}
         for key, value in ((UNSTATED if gguf.rope else {}) | stated).items():
             found = told.get(f"{architecture}.{key}", UNSTATED.get(key, value))

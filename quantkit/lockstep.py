@@ -6,7 +6,7 @@ logits file is ever written.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -72,23 +72,19 @@ def evaluate(
     for index in range(len(skeleton.layers)):
         started = time.perf_counter()
         layer = skeleton.layer_names(index)
-        linears = [name + ".weight" for name in skeleton.linear_shapes() if name + ".weight" in layer]
         original: dict[str, torch.Tensor] = {}
         for number, (source, hidden) in enumerate(zip(sources, hiddens, strict=True)):
-            tensors = {name: source.read(name) for name in layer}
-            for name in linears if number else []:
-                found = linear_damage(name.removesuffix(".weight"), original[name], tensors[name])
-                damage[number] += [found] if found else []
-            skeleton.fill(tensors)
-            original = {name: tensors[name] for name in linears} if number == 0 else original
-            del tensors
+            if number == 0:
+                original = _fill_and_keep(skeleton, source, layer)
+            else:
+                damage[number] += _fill_and_compare(skeleton, source, layer, original)
             _advance(skeleton, index, hidden, calls[index])
             drift[number].append(_drift(hiddens[0], hidden, windows.scored))
             if not torch.isfinite(torch.tensor(drift[number][-1])):
                 who = names[number] if names else f"weight set {number}"
                 raise QualityError(f"{who}: the activations after layer {index} are not finite")
         skeleton.empty(layer)
-        del original
+        original.clear()
         release_memory()
         layer_done(index, time.perf_counter() - started)
     return Pass(_score(skeleton, sources, hiddens, windows), drift, damage)
@@ -125,11 +121,36 @@ def _embed(
     calls: list[LayerCall] = []
     outer = skeleton.outer_names()
     for source in sources:
-        skeleton.fill({name: source.read(name) for name in outer})
+        skeleton.fill_from(source, outer)
         hidden, calls = skeleton.embed(windows.ids)
         hiddens.append(hidden)
         skeleton.empty(outer)
     return hiddens, calls
+
+
+def _fill_and_keep(skeleton: Skeleton, source: TensorSource, names: list[str]) -> dict[str, torch.Tensor]:
+    """Fill a layer, and return its linears' weights as they are stored."""
+    linears = {f"{name}.weight" for name in skeleton.linear_shapes()}
+    kept: dict[str, torch.Tensor] = {}
+    for name in names:
+        tensor = source.read(name)
+        skeleton.fill({name: tensor})
+        if name in linears:
+            kept[name] = tensor
+    return kept
+
+
+def _fill_and_compare(
+    skeleton: Skeleton, source: TensorSource, names: list[str], original: Mapping[str, torch.Tensor]
+) -> list[LinearDamage]:
+    """Fill a layer one tensor after the other, and say what became of its linears."""
+    damage = []
+    for name in names:
+        tensor = source.read(name)
+        if name in original and (found := linear_damage(name.removesuffix(".weight"), original[name], tensor)):
+            damage.append(found)
+        skeleton.fill({name: tensor})
+    return damage
 
 
 def _advance(skeleton: Skeleton, index: int, hidden: torch.Tensor, call: LayerCall) -> None:
@@ -191,8 +212,8 @@ def _heads(skeleton: Skeleton, sources: Sequence[TensorSource]) -> list[dict[str
     heads: list[dict[str, torch.Tensor]] = []
     for source in sources:
         head: dict[str, torch.Tensor] = {}
-        for name in skeleton.head_names():
-            value = source.read(name).to(skeleton.device, torch.float32)
+        for name, stored in skeleton.read_head(source).items():
+            value = stored.to(skeleton.device, torch.float32)
             head[name] = first[name] if name in first and torch.equal(first[name], value) else value
         first = first or head
         heads.append(head)

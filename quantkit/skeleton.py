@@ -19,6 +19,7 @@ from torch import nn
 from quantkit.errors import BadInputError
 from quantkit.families.checks import refusal
 from quantkit.families.family import Family
+from quantkit.tensors import TensorSource
 
 # What transformers raises for configurations that make no sense.
 REFUSALS = (
@@ -124,6 +125,16 @@ class Skeleton:
         head = [name for name in self.tensors() if name.startswith(self.family.head + ".")]
         return [name for name in self.outer_names() if name != self.family.embedding + ".weight"] + head
 
+    def read_head(self, source: TensorSource) -> dict[str, torch.Tensor]:
+        """What a weight set has for `head_names`.
+
+        A tied model's head is its embedding, unless the weight set stores a head beside it: transformers and llama.cpp
+        compute with both then. It takes the embedding's place, which `finish` does not look at.
+        """
+        embedding, head = f"{self.family.embedding}.weight", f"{self.family.head}.weight"
+        own = {embedding: head} if self._tied and head in source.infos else {}
+        return {name: source.read(own.get(name, name)) for name in self.head_names()}
+
     def vocabulary(self) -> int:
         """Rows of the embedding."""
         return self.tensors()[self.family.embedding + ".weight"][0]
@@ -135,6 +146,11 @@ class Skeleton:
             value = tensor.to(device=self.device, dtype=dtype or self.dtype)
             self.model.get_submodule(path)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         self._tie()
+
+    def fill_from(self, source: TensorSource, names: list[str]) -> None:
+        """Fill parameters one after the other: as it is stored, which may be wider, only one is held at a time."""
+        for name in names:
+            self.fill({name: source.read(name)})
 
     def empty(self, names: list[str]) -> None:
         """Send parameters back to the meta device."""

@@ -1,13 +1,14 @@
 """Run in a process of its own: what a check of three artifacts holds in memory.
 
-    python check_probe.py MODEL FOLDER
+    python check_probe.py MODEL FOLDER [gguf]
 
-Makes three artifacts of MODEL in FOLDER without data, checks a tiny model first (libraries and thread pools are then
+Makes three artifacts of MODEL in FOLDER without data, GPTQ folders or GGUF files, checks a tiny model first (libraries
 loaded), and prints JSON with the peak and what the plan predicted.
 """
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,23 @@ from quantkit.pipeline.job import prepare as prepare_gptq
 from quantkit.recipe import make_recipe
 
 RECIPES = ({"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 32})
+TYPES = ("Q8_0", "Q5_0", "Q4_K_M")
+
+
+def make_folders(model: str, folder: Path) -> list[str]:
+    artifacts = []
+    for number, fields in enumerate(RECIPES):
+        out = folder / f"artifact-{number}"
+        run(prepare_gptq(model, make_recipe({**fields, "method": "rtn"}), output=out, device="cpu"))
+        artifacts.append(str(out))
+    return artifacts
+
+
+def make_files(model: str, folder: Path) -> list[str]:
+    types = [word for name in TYPES for word in ("--type", name)]
+    command = [sys.executable, "-c", "from quantkit.cli import main; main()", "gguf", model, *types, "--out"]
+    subprocess.run([*command, str(folder / "files")], check=True, stdout=sys.stderr)
+    return [str(path) for path in sorted((folder / "files").glob("*.gguf"))]
 
 
 def main() -> None:
@@ -30,11 +48,7 @@ def main() -> None:
     tiny = make_model(folder / "tiny", "LlamaForCausalLM", max_position_embeddings=256)
     options = CheckOptions(text=("english",), context=256, device="cpu", gated=False)
     check.run(prepare([str(tiny)], str(tiny), options), write=False)
-    artifacts = []
-    for number, fields in enumerate(RECIPES):
-        out = folder / f"artifact-{number}"
-        run(prepare_gptq(model, make_recipe({**fields, "method": "rtn"}), output=out, device="cpu"))
-        artifacts.append(str(out))
+    artifacts = make_files(model, folder) if "gguf" in sys.argv else make_folders(model, folder)
     release_memory()
     reset_peak()
     record = check.run(prepare(artifacts, model, options), write=False)

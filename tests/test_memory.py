@@ -67,6 +67,13 @@ def test_the_plan_of_a_check_predicts_the_peak(checked, depth):
     assert checked[depth]["predicted"] == pytest.approx(checked[depth]["peak"], rel=0.15)
 
 
+def test_the_plan_of_a_check_knows_of_gguf_files(tmp_path):
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
+    model = make_model(tmp_path / "model", dtype=torch.bfloat16, num_hidden_layers=4, vocab_size=16384, **sizes)
+    found = said_by(CHECK_PROBE, model, tmp_path, "gguf")
+    assert found["predicted"] == pytest.approx(found["peak"], rel=0.15)
+
+
 def test_the_peak_does_not_grow_with_the_number_of_layers(by_depth, tolerance):
     assert by_depth[DEEP]["peak"] - by_depth[SHALLOW]["peak"] < tolerance
 

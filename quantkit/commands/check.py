@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quantkit.pipeline.check_job import CheckJob
 
 Artifacts = Annotated[
-    list[str], typer.Argument(metavar="ARTIFACT...", help="Folders, or org/name[@revision], of quantized checkpoints.")
+    list[str], typer.Argument(metavar="ARTIFACT...", help="Folders, GGUF files, or org/name[@revision].")
 ]
 Baseline = Annotated[str | None, typer.Option("--baseline", help="The 16-bit checkpoint they were made from.")]
 Text = Annotated[
@@ -87,7 +87,7 @@ def check(
 
     quantkit check ./XVERSE-13B-Chat-GPTQ-Int4 --baseline xverse/XVERSE-13B-Chat --html report.html
 
-    quantkit check ./Int4 ./Int8 --baseline ./model --text wikitext --max-kl 0.05
+    quantkit check ./model-Q4_K_M.gguf ./Int8 --baseline ./model --text wikitext --max-kl 0.05
 
     quantkit check ./Int4 --status
     """
@@ -98,7 +98,7 @@ def check(
         raise UsageError("check needs --baseline", "name the 16-bit checkpoint that the artifacts were made from")
     from quantkit.pipeline.look import look_at_headers
 
-    look_at_headers((baseline, *artifacts))
+    look_at_headers(baseline, artifacts)
     from quantkit.pipeline.check_job import CheckOptions, prepare
     from quantkit.quality.gates import limits_from, overridden, parse_limits
     from quantkit.recipe import load_recipe, make_recipe

@@ -4,9 +4,10 @@ import time
 from typing import Any
 
 from quantkit.checkfile import SCHEMA_VERSION, write_check
-from quantkit.devices import peak_resident_bytes, reset_peak
+from quantkit.devices import reset_peak
 from quantkit.errors import QuantkitError
 from quantkit.lockstep import evaluate
+from quantkit.memory import peak_resident_bytes
 from quantkit.pipeline.answers import answers
 from quantkit.pipeline.check_job import CheckJob
 from quantkit.pipeline.check_record import entry_of, evaluation_record
@@ -23,7 +24,7 @@ def run(job: CheckJob, progress: Progress | None = None, write: bool = True) -> 
     Args:
         job: from `prepare`.
         progress: told what happens; silent by default.
-        write: put a check.json into the folder of every local artifact.
+        write: keep the check of every local artifact beside its files.
 
     Returns:
         The record, as `docs/check.md` describes it.
@@ -79,7 +80,7 @@ def _beyond_the_pass(job: CheckJob, record: dict[str, Any], progress: Progress) 
     if job.options.measure:
         for entry, weights in zip(entries, job.sets, strict=True):
             progress.say(f"measuring {weights.name}")
-            measured = measure(weights.folder, job.options.runtime_python, str(job.device.device))
+            measured = measure(weights.path, job.options.runtime_python, str(job.device.device))
             if isinstance(measured, str):
                 progress.say(f"note: {weights.name} is not measured: {measured}")
                 entry["memory"]["not_measured"] = measured
@@ -89,12 +90,12 @@ def _beyond_the_pass(job: CheckJob, record: dict[str, Any], progress: Progress) 
 
 
 def write_records(job: CheckJob, record: dict[str, Any], progress: Progress) -> None:
-    """A check.json beside every local artifact, with its own entry alone."""
+    """The check of every local artifact beside its files, with its own entry alone."""
     for artifact, entry in zip(job.artifacts, record["artifacts"], strict=True):
-        if artifact.checkpoint.repo_id is not None:
+        if artifact.repo_id is not None:
             progress.say(f"note: {artifact.name} is a repository; its check is not kept")
             continue
         try:
-            write_check(artifact.folder, {**record, "artifacts": [entry], "passed": entry["passed"]})
+            write_check(artifact.path, {**record, "artifacts": [entry], "passed": entry["passed"]})
         except QuantkitError as error:
             progress.say(f"note: the check of {artifact.name} is not kept: {error}")

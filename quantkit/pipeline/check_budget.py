@@ -9,7 +9,9 @@ from quantkit.plan.budget import CODE_BYTES, Machine
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import TensorInfo
 
-SCORE_COPIES = 7  # matrices [tokens, vocabulary] fp32 that a comparison holds at once
+# Matrices [tokens, vocabulary] fp32 that a comparison holds at once: the two logits, the baseline's probabilities and
+# what soft caps take; on a device, where all tokens of a chunk are scored together, two more.
+SCORE_COPIES, DEVICE_SCORE_COPIES = 5, 7
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ def check_budget(
     context: int,
     machine: Machine,
     different_heads: int = 1,
+    reading_bytes: int = 0,
 ) -> CheckBudget:
     """Predict the costs of one lockstep pass.
 
@@ -44,7 +47,8 @@ def check_budget(
         windows: how many are read.
         context: tokens of each.
         machine: dtype, base memory and measured rates.
-        different_heads: weight sets whose norm or head is not the baseline's own.
+        different_heads: weight sets whose norm or head is their own, the baseline among them.
+        reading_bytes: what reading a tensor takes beside it.
     """
     value = machine.compute_bytes
     sizes = skeleton.sizes()
@@ -54,9 +58,11 @@ def check_budget(
     elements = {name: _product(shape) for name, shape in shapes.items()}
     layers = [sum(elements[name] for name in skeleton.layer_names(index)) for index in range(len(skeleton.layers))]
     largest = max(range(len(layers)), key=layers.__getitem__)
-    stored = [_stored_bytes(infos, skeleton.layer_names(largest)) for infos in sources]
-    # The baseline's layer as stored, one artifact's beside it, and the filled one.
-    layer = (stored[0] + max(stored[1:], default=0)) + layers[largest] * value
+    names = skeleton.layer_names(largest)
+    kept = sum(sources[0][name].nbytes for name in names)
+    reading = _largest_read(sources, names) + reading_bytes
+    # The baseline's layer as stored, the filled one, and one tensor of an artifact with what compares it.
+    layer = kept + layers[largest] * value + reading
     tokens = windows * context
     activations = tokens * hidden * value * len(sources)
     batch = max(1, BATCH_TOKENS // context) * context
@@ -67,11 +73,13 @@ def check_budget(
     head = sum(elements[name] for name in skeleton.head_names()) * 4
     heads = head * different_heads
     vocabulary = skeleton.vocabulary()
-    logits = chunk_tokens(vocabulary) * vocabulary * 4 * SCORE_COPIES
-    phases = (2 * outer + working_set, layer + working_set, heads + head + logits)
+    copies = SCORE_COPIES if machine.on_host else DEVICE_SCORE_COPIES
+    logits = chunk_tokens(vocabulary) * vocabulary * 4 * copies
+    embedding = outer + _largest_read(sources, skeleton.outer_names()) + reading_bytes
+    phases = (embedding + working_set, layer + working_set, heads + max(head + reading_bytes, logits))
     on_host = machine.base_bytes + CODE_BYTES + activations
     return CheckBudget(
-        host_bytes=on_host + (max(phases) if machine.on_host else max(outer, sum(stored[:2]), head)),
+        host_bytes=on_host + (max(phases) if machine.on_host else max(outer, kept + reading, head)),
         device_bytes=0 if machine.on_host else max(phases),
         seconds=2.0 * tokens * (sum(layers) + vocabulary * hidden) * len(sources) / machine.product_rate,
         activation_bytes=activations,
@@ -80,8 +88,8 @@ def check_budget(
     )
 
 
-def _stored_bytes(infos: Mapping[str, TensorInfo], names: Sequence[str]) -> int:
-    return sum(infos[name].nbytes for name in names)
+def _largest_read(sources: Sequence[Mapping[str, TensorInfo]], names: Sequence[str]) -> int:
+    return max(infos[name].nbytes for infos in sources for name in names)
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -7,11 +7,12 @@ from typing import Any
 import psutil
 import torch
 
-from quantkit.devices import Device, choose_device, measure_rate, resident_bytes
+from quantkit.devices import Device, choose_device, measure_rate
 from quantkit.errors import OutOfMemoryError, UsageError
 from quantkit.families.family import Family
+from quantkit.memory import resident_bytes
 from quantkit.pipeline.check_budget import CheckBudget, check_budget
-from quantkit.pipeline.check_text import cut_windows, overlaps, prefix_ids
+from quantkit.pipeline.check_text import cut_windows, other_vocabularies, overlaps, prefix_ids
 from quantkit.pipeline.tasks import Tasks, open_tasks
 from quantkit.pipeline.weightset import WeightSet, open_artifact, open_baseline, weight_bytes
 from quantkit.plan.budget import Machine
@@ -77,7 +78,7 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
     """Open everything, cut the text into windows and predict the costs; no weight is read.
 
     Args:
-        artifacts: folders, or `org/name[@revision]`.
+        artifacts: folders, GGUF files, or `org/name[@revision]`.
         baseline: the 16-bit checkpoint that they were made from.
         options: what is measured.
 
@@ -92,7 +93,7 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
     base, family, config = open_baseline(baseline)
     skeleton = Skeleton(family, config, device.dtype, device.device)
     base = replace(base, weight_bytes=weight_bytes(base.source, family, skeleton.tied()))
-    opened = tuple(open_artifact(reference, family, skeleton) for reference in artifacts)
+    opened = tuple(open_artifact(reference, family, skeleton, base.source.infos) for reference in artifacts)
     tokenizer = load_tokenizer(base.folder, config)
     windows = cut_windows(
         texts,
@@ -110,16 +111,23 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
         product_rate=measure_rate(device.device, device.dtype),
         exact_rate=measure_rate(device.device, torch.float32),
     )
-    infos = [entry.source.infos for entry in (base, *opened)]
     count, context = windows.ids.shape
-    budget = check_budget(skeleton, infos, count, context, machine)
+    budget = check_budget(
+        skeleton,
+        [entry.source.infos for entry in (base, *opened)],
+        count,
+        context,
+        machine,
+        different_heads=1 + sum(entry.has_own_head for entry in opened),
+        reading_bytes=max((entry.reading_bytes for entry in opened), default=0),
+    )
     if budget.host_bytes > machine.available_bytes:
         raise OutOfMemoryError(
             f"the check needs {format_gib(budget.host_bytes)} of memory, "
             f"{format_gib(machine.available_bytes)} is available",
             f"{format_gib(budget.activation_bytes)} of it holds activations: check fewer artifacts or less --text",
         )
-    notes = tuple(overlaps(texts, opened))
+    notes = (*overlaps(texts, opened), *other_vocabularies(tokenizer, opened))
     return CheckJob(
         options, base, opened, family, config, skeleton, tokenizer, texts, windows, prefix_ids(tokenizer), budget,
         device, notes, prompts, tasks,

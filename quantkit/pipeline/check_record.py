@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from quantkit.checkfile import bound_files
 from quantkit.lockstep import Pass
 from quantkit.pipeline.check_job import CheckJob
 from quantkit.pipeline.weightset import WeightSet
@@ -48,19 +47,19 @@ def entry_of(job: CheckJob, number: int, found: Pass) -> dict[str, Any]:
     weights = job.sets[number]
     entry: dict[str, Any] = {
         "name": weights.name,
-        "repo": weights.checkpoint.repo_id,
-        "commit": weights.checkpoint.commit,
+        "repo": weights.repo_id,
+        "commit": weights.commit,
         "format": weights.label,
         "bits": weights.bits,
         "bits_per_weight": round(weights.bits_per_weight, 4),
         "files": weights.hashes(),
-        "file_bytes": sum((weights.folder / name).stat().st_size for name in bound_files(weights.folder)),
+        "file_bytes": weights.file_bytes,
         "memory": _memory(job, weights),
         "metrics": _metrics(job, found.scores[number], found.scores[0]),
     }
     if number == 0:
         return entry
-    recorded = _output_errors(weights.folder)
+    recorded = _output_errors(weights.path)
     entry["drift"] = found.drift[number]
     entry["linears"] = [
         {**damage.as_dict(), "output_error": recorded.get(damage.name)} for damage in found.damage[number]

@@ -70,9 +70,8 @@ def overlaps(texts: Sequence[EvaluationText], artifacts: Sequence[WeightSet]) ->
     """Sentences about evaluation text that an artifact was calibrated with."""
     notes = []
     for artifact in artifacts:
-        recipe = (artifact.run or {}).get("recipe") or {}
-        names = (recipe.get("calibration") or {}).get("text") or []
-        documents = _calibration_documents(names) if (artifact.run or {}).get("calibration") else []
+        names = artifact.calibrated_with
+        documents = _calibration_documents(names)
         for text in texts:
             share = overlap(text.text, documents)
             if text.name in [name.rpartition(":")[0] or name for name in names]:
@@ -82,6 +81,35 @@ def overlaps(texts: Sequence[EvaluationText], artifacts: Sequence[WeightSet]) ->
                     f"{share:.0%} of {text.name} is in the calibration text of {artifact.name}: its figures flatter"
                 )
     return notes
+
+
+def other_vocabularies(tokenizer: Any, artifacts: Sequence[WeightSet]) -> list[str]:  # noqa: ANN401
+    """Sentences about artifacts that bring a vocabulary along which is not the tokenizer's.
+
+    A check feeds all weight sets the baseline's ids; such an artifact's own runtime would read other ones.
+    """
+    carrying = [artifact for artifact in artifacts if artifact.vocabulary is not None]
+    expected = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) if carrying else []
+    notes = []
+    for artifact in carrying:
+        found = artifact.vocabulary or ()
+        if not found:
+            notes.append(f"{artifact.name} has no vocabulary: it was checked with the baseline's ids")
+            continue
+        own = [found[number] if number < len(found) else "" for number in range(len(expected))]
+        odd = [number for number, token in enumerate(expected) if token and _spaced(token) != _spaced(own[number])]
+        if odd:
+            example = f"{odd[0]}, {own[odd[0]][:20]!r} instead of {str(expected[odd[0]])[:20]!r}"
+            notes.append(
+                f"{len(odd)} of {len(expected)} tokens of {artifact.name} are not the baseline's, such as {example}: "
+                "it was checked with the baseline's ids"
+            )
+    return notes
+
+
+def _spaced(token: str) -> str:
+    """A token with its spaces as spaces: tools write them differently."""
+    return token.replace("\u2581", " ").replace("\u0120", " ")
 
 
 def _calibration_documents(names: Sequence[str]) -> list[str]:

@@ -105,12 +105,12 @@ def likelihoods(
     for index in range(len(skeleton.layers)):
         started = time.perf_counter()
         layer = skeleton.layer_names(index)
-        skeleton.fill({name: source.read(name) for name in layer})
+        skeleton.fill_from(source, layer)
         for block in blocks:
             _advance(skeleton, index, block)
         skeleton.empty(layer)
         layer_done(index, time.perf_counter() - started)
-    head = {name: source.read(name) for name in skeleton.head_names()}
+    head = skeleton.read_head(source)
     skeleton.fill(head, torch.float32)
     found: dict[Continuation, Likelihood] = {}
     for block in blocks:
@@ -126,7 +126,7 @@ def _padded_length(length: int) -> int:
 def _embedded(skeleton: Skeleton, source: TensorSource, windows: Sequence[tuple[int, ...]]) -> list[_Block]:
     """The windows before the first layer: a block for each padded length."""
     outer = skeleton.outer_names()
-    skeleton.fill({name: source.read(name) for name in outer})
+    skeleton.fill_from(source, outer)
     blocks = []
     for padded in sorted({_padded_length(len(window)) for window in windows}):
         same = [window for window in windows if _padded_length(len(window)) == padded]

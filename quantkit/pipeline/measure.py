@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UsageError
 from quantkit.units import format_seconds
+from quantkit.weights.gguf_names import find_gguf
+from quantkit.weights.gguf_read import open_gguf
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 64
@@ -31,7 +34,7 @@ class Runtime:
     install: str
 
 
-# By what config.json says under quant_method. Another runtime takes a row here and a loader in the child.
+# By what config.json says under quant_method, or `gguf`. Another runtime takes a row here and a loader in the child.
 RUNTIMES = {
     None: Runtime("plain", ("transformers",), ("transformers", "torch"), "pip install transformers torch"),
     "gptq": Runtime(
@@ -40,6 +43,7 @@ RUNTIMES = {
         ("transformers", "gptqmodel", "optimum", "accelerate", "torch"),
         "pip install gptqmodel 'optimum>=1.24'",
     ),
+    "gguf": Runtime("gguf", ("xllamacpp",), ("xllamacpp",), "pip install xllamacpp"),
 }
 # Not for a process that needs no network, nor for one that may be of another environment.
 WITHHELD = (
@@ -53,7 +57,7 @@ WITHHELD = (
 
 
 def measure(
-    folder: Path,
+    path: Path,
     python: str | None = None,
     device: str = "auto",
     prompt_tokens: int = PROMPT_TOKENS,
@@ -63,9 +67,9 @@ def measure(
     """Load a checkpoint in a child process, let it generate and measure that.
 
     Args:
-        folder: of a GPTQ artifact or a 16-bit checkpoint.
+        path: the folder of a GPTQ artifact or a 16-bit checkpoint, or a GGUF file.
         python: interpreter of an environment that has the runtime; this one unless told.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N; a GGUF file is measured on the CPU.
         prompt_tokens: of the prompt; less where the model reads no more.
         new_tokens: to be written, at least two.
         seconds: after which the child is ended.
@@ -79,21 +83,25 @@ def measure(
     Raises:
         UsageError: the interpreter cannot be started.
     """
-    method = _quant_method(folder)
+    model = _gguf(path) if find_gguf(path) else _folder(path)
+    method = model.method
     if method not in RUNTIMES:
         return f"no runtime for {method!r} is known here"
     runtime, python = RUNTIMES[method], _interpreter(python)
-    room = _longest(folder)
+    room = model.longest
+    if model.vocabulary == 0:
+        return "it has no vocabulary, without which llama.cpp writes nothing"
     if room < 4:
         return f"the model reads {room} tokens at once, too few to measure"
     new_tokens = min(new_tokens, room // 2)
     request = {
-        "folder": str(folder.resolve()),
+        "path": str(path.resolve()),
         "loader": runtime.loader,
         "packages": runtime.packages,
         "device": device,
         "prompt_tokens": min(prompt_tokens, room - new_tokens),
         "new_tokens": new_tokens,
+        "vocabulary": model.vocabulary,
     }
     answer = _ask(python, request, seconds)
     if isinstance(answer, str):
@@ -116,13 +124,31 @@ def _interpreter(python: str | None) -> str:
     return str(Path(found).absolute())
 
 
-def _quant_method(folder: Path) -> str | None:
-    quantization = _config(folder).get("quantization_config")
-    return str(quantization.get("quant_method", "gptq")) if isinstance(quantization, dict) else None
+@dataclass(frozen=True)
+class _Model:
+    """What has to be known of a model before it runs."""
+
+    method: str | None  # a key of RUNTIMES
+    longest: int  # tokens that it reads at once
+    vocabulary: int | None = None  # ids; None: the runtime knows
 
 
-def _longest(folder: Path) -> int:
-    return int(_config(folder).get("max_position_embeddings") or PROMPT_TOKENS + NEW_TOKENS)
+def _folder(folder: Path) -> _Model:
+    config = _config(folder)
+    quantization = config.get("quantization_config")
+    method = str(quantization.get("quant_method", "gptq")) if isinstance(quantization, dict) else None
+    return _Model(method, int(config.get("max_position_embeddings") or PROMPT_TOKENS + NEW_TOKENS))
+
+
+def _gguf(file: Path) -> _Model:
+    told = {key: value.value for key, value in open_gguf(file).metadata.items()}
+    longest = told.get(f"{told.get('general.architecture')}.context_length")
+    tokens = told.get("tokenizer.ggml.tokens")
+    return _Model(
+        "gguf",
+        longest if isinstance(longest, int) else PROMPT_TOKENS + NEW_TOKENS,
+        len(tokens) if isinstance(tokens, Sequence) else 0,
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

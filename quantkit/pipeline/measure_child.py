@@ -2,15 +2,16 @@
 
     python measure_child.py FD REQUEST
 
-REQUEST is JSON: folder, loader, packages, device, prompt_tokens, new_tokens. One JSON object goes to the file
-descriptor FD: {"missing": [packages]}, {"error": sentence}, or what was measured. Nothing of quantkit is imported:
-the environment of a runtime need not have it.
+REQUEST is JSON: path, loader, packages, device, prompt_tokens, new_tokens and, for a GGUF file, vocabulary. One JSON
+object goes to the file descriptor FD: {"missing": [packages]}, {"error": sentence}, or what was measured. Nothing of
+quantkit is imported: the environment of a runtime need not have it.
 """
 
 import importlib.metadata
 import importlib.util
 import json
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -24,12 +25,18 @@ def main() -> None:
     request = json.loads(sys.argv[2])
     missing = [name for name in request["packages"] if importlib.util.find_spec(name) is None]
     try:
-        answer = {"missing": missing} if missing else measure(request)
+        answer = {"missing": missing} if missing else RUNS.get(request["loader"], measure)(request)
     except Exception as error:
         first = (str(error).strip() or "no reason given").splitlines()[0]
         answer = {"error": f"{type(error).__name__}: {first}"[:500]}
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as pipe:
         json.dump(answer, pipe)
+
+
+def measure_gguf(request: dict[str, Any]) -> dict[str, Any]:
+    """The same in llama.cpp."""
+    beside = runpy.run_path(str(Path(__file__).with_name("measure_llama_cpp.py")))
+    return dict(beside["measure"](request, resident_bytes))
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         device = torch.device("cuda", torch.cuda.current_device())
     before = resident_bytes("VmRSS")
     started = time.perf_counter()
-    model, info = LOADERS[request["loader"]](transformers, torch, request["folder"], device)
+    model, info = LOADERS[request["loader"]](transformers, torch, request["path"], device)
     loaded = time.perf_counter() - started
     if wrong := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
         raise ValueError(f"transformers loads it with {wrong}")  # it fills what is missing with random numbers
@@ -94,6 +101,7 @@ def load_gptq(transformers: Any, torch: Any, folder: str, device: Any) -> Any:  
 
 
 LOADERS = {"plain": load_plain, "gptq": load_gptq}
+RUNS = {"gguf": measure_gguf}  # others go through transformers
 
 
 class Clock:

@@ -1,23 +1,28 @@
 """A baseline or an artifact opened for a check: its tensors by the family's names, and what it is."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkfile import bound_files
+from quantkit.checkfile import bound_files, home_of
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import BadInputError
 from quantkit.families.family import Family
+from quantkit.families.gguf_lookup import gguf_row
 from quantkit.families.lookup import artifact_config, family_of
+from quantkit.formats.gguf_label import nominal_bits, type_label
 from quantkit.formats.gptq_source import DequantizedSource
+from quantkit.gguf_source import GgufSource
 from quantkit.pipeline.job import check_tensors
 from quantkit.skeleton import Skeleton
-from quantkit.tensors import TensorSource
+from quantkit.tensors import TensorInfo, TensorSource
+from quantkit.weights.gguf_names import find_gguf, gguf_stem
 from quantkit.weights.hashes import file_hashes
 from quantkit.weights.source import Checkpoint
 
+TOKENS, IMATRIX_TEXT = "tokenizer.ggml.tokens", "quantize.imatrix.dataset"  # in GGUF files
 # Keys of config.json that change nothing about what a model computes.
 IDLE_KEYS = (
     "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "quantization_config", "torch_dtype",
@@ -30,22 +35,37 @@ class WeightSet:
     """One of the weight sets that a check compares."""
 
     name: str
-    checkpoint: Checkpoint
-    source: TensorSource  # 16-bit tensors by the family's names
-    label: str  # `GPTQ 4 bits, group 128`
+    path: Path  # its folder, or its GGUF file
+    source: TensorSource  # tensors by the family's names, in 16 bits or float32
+    label: str  # `GPTQ 4 bits, group 128`, `Q4_K_M`
     bits: int | None  # per code; None: not quantized
     bits_per_weight: float  # of the layers' linears, scales included
     weight_bytes: int  # all tensors as stored
-    run: Mapping[str, Any] | None  # run.json of the run that made it
+    run: Mapping[str, Any] | None = None  # run.json of the run that made it
+    repo_id: str | None = None  # None: local
+    commit: str | None = None
+    calibrated_with: Sequence[str] = ()  # names of text
+    vocabulary: Sequence[str] | None = None  # tokens by id, where they are stored beside the weights
+    reading_bytes: int = 0  # what reading a tensor takes beside the tensor
 
     @property
     def folder(self) -> Path:
         """Where its files lie."""
-        return self.checkpoint.folder
+        return home_of(self.path)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files that decide what it computes."""
+        return sum((self.folder / name).stat().st_size for name in bound_files(self.path))
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether its head is quantized and so its own: GPTQ leaves the head alone, the types of GGUF do not."""
+        return self.vocabulary is not None and self.bits is not None
 
     def hashes(self) -> dict[str, str]:
-        """sha256 of every file that decides what it computes."""
-        return file_hashes(self.folder, bound_files(self.folder))
+        """sha256 of each of these files."""
+        return file_hashes(self.folder, bound_files(self.path))
 
 
 def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
@@ -66,19 +86,53 @@ def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
     family = family_of(checkpoint.config)
     config = artifact_config(family, checkpoint.config)
     weights = weight_bytes(checkpoint.source, family, tied=False)
-    return (
-        WeightSet(_name(checkpoint), checkpoint, checkpoint.source, "16 bits", None, 16.0, weights, None),
-        family,
-        config,
-    )
+    baseline = WeightSet(
+        _name(checkpoint), checkpoint.folder, checkpoint.source, "16 bits", None, 16.0, weights,
+        repo_id=checkpoint.repo_id, commit=checkpoint.commit,
+    )  # fmt: skip
+    return baseline, family, config
 
 
-def open_artifact(reference: str, family: Family, skeleton: Skeleton) -> WeightSet:
-    """An artifact of the baseline: GPTQ or plain 16 bits.
+def open_artifact(reference: str, family: Family, skeleton: Skeleton, infos: Mapping[str, TensorInfo]) -> WeightSet:
+    """An artifact of the baseline: GPTQ, plain 16 bits, or a GGUF file.
+
+    Args:
+        reference: a folder, `org/name[@revision]`, or a GGUF file or the folder of one.
+        family: the baseline's.
+        skeleton: the baseline's.
+        infos: the baseline's tensors.
 
     Raises:
         QuantkitError: it cannot be opened, or is not of the baseline's shape.
     """
+    file = find_gguf(reference)
+    return _open_folder(reference, family, skeleton) if file is None else _open_gguf(file, family, skeleton, infos)
+
+
+def _open_gguf(path: Path, family: Family, skeleton: Skeleton, infos: Mapping[str, TensorInfo]) -> WeightSet:
+    source = GgufSource(path, family, gguf_row(family), skeleton.config.to_dict(), infos)
+    shapes = skeleton.linear_shapes()
+    stored = sum(source.stored_bytes(f"{name}.weight") for name in shapes)
+    files = source.files
+    told = {key: value.value for key, value in files.metadata.items()}
+    tokens, texts = told.get(TOKENS), str(told.get(IMATRIX_TEXT, ""))
+    return WeightSet(
+        name=gguf_stem(path),
+        path=path,
+        source=source,
+        label=type_label(files),
+        bits=nominal_bits(files),
+        bits_per_weight=8 * stored / sum(rows * columns for rows, columns in shapes.values()),
+        weight_bytes=sum(tensor.nbytes for tensor in files.tensors.values()),
+        calibrated_with=[
+            name for name in texts.split(", ") if name.isidentifier()
+        ],  # no path is read that a file names
+        vocabulary=list(map(str, tokens)) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else [],
+        reading_bytes=source.reading_bytes,
+    )
+
+
+def _open_folder(reference: str, family: Family, skeleton: Skeleton) -> WeightSet:
     checkpoint = open_checkpoint(reference)
     name = _name(checkpoint)
     _check_config(name, checkpoint.config, skeleton)
@@ -93,7 +147,10 @@ def open_artifact(reference: str, family: Family, skeleton: Skeleton) -> WeightS
     run = _run_record(checkpoint.folder)
     bits = int(quantized["bits"]) if isinstance(quantized, dict) and "bits" in quantized else None
     per_weight = _bits_per_weight(skeleton, stored)
-    return WeightSet(name, checkpoint, source, _label(quantized), bits, per_weight, weights, run)
+    return WeightSet(
+        name, checkpoint.folder, source, _label(quantized), bits, per_weight, weights, run, checkpoint.repo_id,
+        checkpoint.commit, _calibrated_with(run or {}),
+    )  # fmt: skip
 
 
 def weight_bytes(stored: TensorSource, family: Family, tied: bool) -> int:
@@ -142,6 +199,11 @@ def _run_record(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _calibrated_with(run: Mapping[str, Any]) -> Sequence[str]:
+    calibration = (run.get("recipe") or {}).get("calibration") or {}
+    return tuple(calibration.get("text") or ()) if run.get("calibration") else ()
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -22,11 +22,14 @@ class Limits:
 
 
 # Perplexity: what published GPTQ results with groups allow (Llama-2 from 7B to 70B: 1 to 2.5 % at 4 bits, 10 to
-# 15 % at 3), with little room beyond. What rounding does to weights is measured: see docs/check.md.
+# 15 % at 3), with little room beyond; at 5 and 6 bits what llama.cpp's own table of Llama-3-8B does, with more room.
+# What rounding does to weights is measured: see docs/check.md.
 DEFAULTS = {
     2: Limits(ppl_increase=0.5, kl=1.0, top1=0.50, row_error=1.2, slope=0.25, bias=0.97),
     3: Limits(ppl_increase=0.15, kl=0.30, top1=0.75, row_error=0.9, slope=0.10, bias=0.90),
     4: Limits(ppl_increase=0.03, kl=0.10, top1=0.88, row_error=0.5, slope=0.03, bias=0.80),
+    5: Limits(ppl_increase=0.025, kl=0.03, top1=0.92, row_error=0.3, slope=0.02, bias=0.80),
+    6: Limits(ppl_increase=0.01, kl=0.015, top1=0.94, row_error=0.2, slope=0.015, bias=0.80),
     8: Limits(ppl_increase=0.005, kl=0.01, top1=0.96, row_error=0.1, slope=0.01, bias=0.80),
     16: Limits(ppl_increase=0.005, kl=0.005, top1=0.97, row_error=0.01, slope=0.005),
 }

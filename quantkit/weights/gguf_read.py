@@ -1,7 +1,6 @@
 """GGUF files in: one or the parts of a split one as a table of tensors, bytes when asked for."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy.typing as npt
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
 from quantkit.weights.gguf_header import parse_gguf
+from quantkit.weights.gguf_names import PART, gguf_parts
 from quantkit.weights.gguf_types import GgufTensor, Value
 from quantkit.weights.regular import open_regular, short
 
 READ_BYTES = 64 * 2**20  # one system call
 SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
-_PART = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def open_gguf(path: Path) -> GgufFiles:
         DiskError: a file cannot be read.
     """
     named = read_gguf(path)
-    match = _PART.fullmatch(path.name)
+    match = PART.fullmatch(path.name)
     count = _stated(named, SPLIT_COUNT) or 1
     if count <= 1 and (match is None or int(match["count"]) == 1):
         return GgufFiles((named,), named.metadata, named.tensors)
@@ -80,7 +79,7 @@ def open_gguf(path: Path) -> GgufFiles:
             f"{path.name}: found {SPLIT_COUNT} {count}, expected a name that ends in -0000N-of-{count:05d}.gguf",
             "give every part the name under which it was published",
         )
-    paths = [path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    paths = gguf_parts(path)
     _check_presence(paths)
     files = tuple(named if part == path else read_gguf(part) for part in paths)
     return GgufFiles(files, files[0].metadata, _join(files))

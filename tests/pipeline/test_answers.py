@@ -46,7 +46,7 @@ class Job:
 def job_of(baseline, *artifacts):
     base, family, config = open_baseline(str(baseline))
     skeleton = Skeleton(family, config)
-    opened = tuple(open_artifact(str(folder), family, skeleton) for folder in artifacts)
+    opened = tuple(open_artifact(str(folder), family, skeleton, base.source.infos) for folder in artifacts)
     return Job((base, *opened), family, config, skeleton, load_tokenizer(base.folder, config))
 
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import gguf_bytes as by
 import psutil
 import pytest
 import torch
@@ -186,3 +187,23 @@ def test_an_interpreter_that_is_none_is_a_usage_error(own, tmp_path):
     plain.write_text("", "utf-8")
     with pytest.raises(UsageError, match=r"plain\.py is no program"):
         measure(own, str(plain))
+
+
+def test_a_gguf_file_asks_for_llama_cpp(tmp_path, fake, monkeypatch):
+    keys = [
+        by.key("general.architecture", by.scalar("string", "llama")),
+        by.key("llama.context_length", by.scalar("uint32", 96)),
+        by.key("tokenizer.ggml.tokens", by.array("string", ["a", "b", "c"])),
+    ]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(by.gguf(keys))
+    noted = tmp_path / "given"
+    measure(path, fake(f'echo "$3" > {noted}; exit 3'))
+    request = json.loads(noted.read_text("utf-8"))
+    assert (request["loader"], request["packages"], request["path"]) == ("gguf", ["xllamacpp"], str(path))
+    assert (request["prompt_tokens"], request["new_tokens"], request["vocabulary"]) == (48, 48, 3)
+    monkeypatch.setitem(module.RUNTIMES, "gguf", Runtime("gguf", ("no_runtime",), ("no_runtime",), "pip install it"))
+    said = one_sentence(measure(path))
+    assert said.startswith("no_runtime is not installed for /")
+    path.write_bytes(by.gguf(keys[:2]))
+    assert measure(path) == "it has no vocabulary, without which llama.cpp writes nothing"

@@ -16,6 +16,7 @@ from quantkit.pipeline.weightset import open_artifact, open_baseline
 from quantkit.progress import Silent
 from quantkit.skeleton import Skeleton
 from quantkit.vocab.load import load_tokenizer
+from quantkit.weights.source import read_config
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("accelerate") is None,
@@ -30,12 +31,12 @@ class Opened:
     def __init__(self, source, artifact):
         self.baseline, family, self.config = open_baseline(str(source))
         self.skeleton = Skeleton(family, self.config)
-        self.artifact = open_artifact(str(artifact), family, self.skeleton)
+        self.artifact = open_artifact(str(artifact), family, self.skeleton, self.baseline.source.infos)
         self.tokenizer = load_tokenizer(source, self.config)
         whole = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         self.models = {
             self.baseline.name: whole,
-            self.artifact.name: model_of(self.artifact.checkpoint.config, dequantized(artifact)),
+            self.artifact.name: model_of(read_config(artifact), dequantized(artifact)),
         }
 
     @property

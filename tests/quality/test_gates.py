@@ -60,7 +60,9 @@ def test_a_value_that_is_no_number_passes_no_gate():
     assert len(failed(limits_for(4), kl_mean=float("nan"), perplexity_ratio=float("nan"))) == 2
 
 
-@pytest.mark.parametrize(("bits", "row"), [(2, 2), (3, 3), (4, 4), (5, 8), (8, 8), (None, 16), (16, 16), (1, 2)])
+@pytest.mark.parametrize(
+    ("bits", "row"), [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 8), (8, 8), (None, 16), (16, 16), (1, 2)]
+)
 def test_defaults_go_by_bits(bits, row):
     assert limits_for(bits) == DEFAULTS[row]
 

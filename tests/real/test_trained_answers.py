@@ -49,7 +49,8 @@ def asked(request, data, tmp_path_factory):
     base, family, config = open_baseline(str(source))
     skeleton, tokenizer = Skeleton(family, config), load_tokenizer(source, config)
     tokenizer.chat_template = None  # neither is a chat model
-    sets = (base, *(open_artifact(str(folder / name), family, skeleton) for name in ("copy", "bits3")))
+    artifacts = (folder / name for name in ("copy", "bits3"))
+    sets = (base, *(open_artifact(str(path), family, skeleton, base.source.infos) for path in artifacts))
     job = SimpleNamespace(
         sets=sets, family=family, config=config, skeleton=skeleton, tokenizer=tokenizer,
         prefix=prefix_ids(tokenizer), device=Device(torch.device("cpu"), torch.float32, "for tests"),
