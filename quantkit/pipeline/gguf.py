@@ -66,7 +66,7 @@ def _run(
 ) -> Result:
     meter = Meter()
     inputs = fingerprint(job, about_imatrix)
-    records = {output.ftype: finished_record(job, output, inputs) for output in job.outputs}
+    records = {output.ftype: None if restart else finished_record(job, output, inputs) for output in job.outputs}
     for output in job.outputs:
         if records[output.ftype]:
             progress.say(f"{job.folder / output.files[0]} is finished already; nothing to do")

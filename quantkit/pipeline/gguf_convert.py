@@ -1,7 +1,7 @@
 """From a checkpoint and wishes to finished GGUF files: plan, download, importance, conversion."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from quantkit.errors import BadInputError, NotFoundError
 from quantkit.formats.ggml.encode import can_encode, warm
 from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import ftype_named
+from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf import Result, run
 from quantkit.pipeline.gguf_files import source_identity
 from quantkit.pipeline.gguf_job import GgufJob, GgufOptions, preflight, prepare
@@ -22,6 +23,7 @@ from quantkit.weights.imatrix import Imatrix, read_imatrix
 from quantkit.weights.source import Checkpoint
 
 if TYPE_CHECKING:
+    from quantkit.plan.gguf_rows import GgufRow
     from quantkit.recipe import Calibration
 
 AUTO, NONE = "auto", "none"
@@ -58,7 +60,16 @@ def plan(checkpoint: Checkpoint, options: GgufOptions, wish: ImatrixWish) -> Ggu
         QuantkitError: whatever makes it impossible, in one sentence.
     """
     model = open_model(checkpoint, options.pre)
-    return _prepared(model, options, _promised(model, wish))
+    job = _prepared(model, options, _promised(model, wish))
+    if wish.where != AUTO:
+        return job
+    from quantkit.devices import choose_device
+    from quantkit.pipeline.gguf_imatrix import imatrix_cost
+
+    assert wish.calibration is not None
+    cost = imatrix_cost(model, wish.calibration, choose_device(wish.device))
+    host, seconds = max(job.budget.host_bytes, cost.host_bytes), job.budget.seconds + cost.seconds
+    return replace(job, budget=replace(job.budget, host_bytes=host, seconds=seconds))
 
 
 def convert(
@@ -90,11 +101,12 @@ def convert(
     if checkpoint.download_bytes:
         progress.say(f"downloading {format_bytes(checkpoint.download_bytes)} of {checkpoint.repo_id}")
         pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
-        job = _prepared(open_model(pinned, options.pre), options, promised)
+        fetched = replace(open_model(pinned, options.pre), base_bytes=model.base_bytes)
+        job = _prepared(fetched, options, promised)
     importance = promised
     if wish.where == AUTO:
         importance = _collected(job, wish, progress)
-        job = _prepared(job.model, options, importance)
+        job = _prepared(replace(job.model, base_bytes=resident_bytes()), options, importance)
     return run(job, progress, imatrix=importance.imatrix, about_imatrix=importance.record, restart=restart)
 
 
@@ -131,7 +143,22 @@ def _promised(model: GgufModel, wish: ImatrixWish) -> _Importance:
             f"{path} tells of no tensor of this model, but of {next(iter(imatrix.entries))} and such",
             "take the imatrix of this very model",
         )
+    _check_columns(imatrix, model.rows)
     return _with_keys(imatrix, path, {"file": path.name, "sha256": file_hash(path)})
+
+
+def _check_columns(imatrix: Imatrix, rows: Sequence["GgufRow"]) -> None:
+    """Refuse the imatrix of a model with the same names and other sizes."""
+    for row in rows:
+        if row.name not in imatrix.entries:
+            continue
+        matrices = row.shape[0] if len(row.shape) == 3 else 1
+        found = len(imatrix.importance(row.name, row.shape[-1]))
+        if found not in (1, matrices):  # one for all experts will do
+            raise BadInputError(
+                f"{imatrix.source}: found {found} times {row.shape[-1]} values for {row.name}, expected {matrices} times",
+                "take the imatrix of this very model",
+            )
 
 
 def _collected(job: GgufJob, wish: ImatrixWish, progress: Progress) -> _Importance:

@@ -15,7 +15,8 @@ from quantkit.formats.ggml.native import NATIVE_TYPES
 from quantkit.pipeline.costs import Cost
 from quantkit.pipeline.gguf_job import GgufJob, Output
 from quantkit.versions import version, versions
-from quantkit.weights.files import holds, write_file
+from quantkit.weights.files import disk_failure, holds, write_file
+from quantkit.weights.gguf_layout import Part
 from quantkit.weights.gguf_write import GgufWriter
 from quantkit.weights.source import Checkpoint
 
@@ -33,7 +34,9 @@ class Target:
         for part in output.parts:
             path = job.folder / part.file_name
             writer: GgufWriter | None = None
-            if not holds(path, part.header.raw, part.header.total_bytes):  # else a crash fell between two renames
+            if holds(path, part.header.raw, part.header.total_bytes):  # a crash fell between two renames
+                _unlink(path.with_name(f"{path.name}.partial.jsonl"))
+            else:
                 writer = stack.enter_context(GgufWriter(path, part.header, fingerprint))
                 self._writers.append(writer)
             self._by_tensor |= dict.fromkeys((tensor.name for tensor in part.header.tensors), writer)
@@ -81,12 +84,12 @@ def open_targets(
         if restart:
             _remove(job, output)
         known = _recorded(job, output)
-        theirs = next((name for name in output.files if (job.folder / name).exists()), None)
-        if theirs and (known is None or known.get("fingerprint") != inputs):
-            raise BadInputError(
-                f"{job.folder / theirs} is there already, {_difference(known, inputs)}",
-                "name another --out, or give --restart to make it again",
-            )
+        for part in output.parts:
+            path = job.folder / part.file_name
+            if path.exists() and (reason := _difference(known, inputs, part, path)):
+                raise BadInputError(
+                    f"{path} is there already, {reason}", "name another --out, or give --restart to make it again"
+                )
         title = {"schema_version": SCHEMA_VERSION, "status": "writing", "fingerprint": inputs}
         write_file(_record_path(job, output), _text(title))
     return [Target(job, output, digest, stack) for output in outputs]
@@ -167,8 +170,15 @@ def write_record(
 def _remove(job: GgufJob, output: Output) -> None:
     for name in output.files:
         for ending in ("", ".partial", ".partial.jsonl"):
-            (job.folder / f"{name}{ending}").unlink(missing_ok=True)
-    _record_path(job, output).unlink(missing_ok=True)
+            _unlink(job.folder / f"{name}{ending}")
+    _unlink(_record_path(job, output))
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        disk_failure(error, path, 0)
 
 
 def _recorded(job: GgufJob, output: Output) -> dict[str, Any] | None:
@@ -179,12 +189,16 @@ def _recorded(job: GgufJob, output: Output) -> dict[str, Any] | None:
     return known if isinstance(known, dict) else None
 
 
-def _difference(known: dict[str, Any] | None, inputs: dict[str, Any]) -> str:
+def _difference(known: dict[str, Any] | None, inputs: dict[str, Any], part: Part, path: Path) -> str | None:
+    """Why a file is not the one that the run would make; None: it is."""
     stated = (known or {}).get("fingerprint")
     if not isinstance(stated, dict):
         return "and it is not known from what it was made"
-    differing = [key for key in inputs if stated.get(key) != inputs[key]]
-    return f"made with another {' and '.join(differing) or 'plan'}"
+    if differing := [key for key in inputs.keys() | stated.keys() if stated.get(key) != inputs.get(key)]:
+        return f"made with another {' and '.join(sorted(differing))}"
+    if not holds(path, part.header.raw, part.header.total_bytes):
+        return "with another header or size than planned now"
+    return None
 
 
 def _record_path(job: GgufJob, output: Output) -> Path:

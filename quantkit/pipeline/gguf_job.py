@@ -13,7 +13,6 @@ from quantkit.formats.ggml.encode import can_encode
 from quantkit.formats.ggml.native import NATIVE_TYPES, require_ggml
 from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import Override, assign, ftype_named, parse_override, refuse_without_importance
-from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf_model import GgufModel
 from quantkit.plan.gguf_budget import GgufBudget, gguf_budget
 from quantkit.plan.runtime import machine_table
@@ -146,7 +145,7 @@ def prepare(
     budget = gguf_budget(
         model.rows, [output.types for output in outputs], sum(output.nbytes for output in outputs),
         sum(info.nbytes for info in model.told.infos.values()), model.is_dequantized,
-        model.checkpoint.download_bytes, threads, resident_bytes(),
+        model.checkpoint.download_bytes, threads, model.base_bytes, important is not None,
     )  # fmt: skip
     return GgufJob(model, options, outputs, folder, threads, budget, (*model.notes, *_fallbacks(model, outputs)))
 

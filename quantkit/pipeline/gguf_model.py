@@ -9,6 +9,7 @@ from quantkit.families.gguf_family import GgufFamily
 from quantkit.families.gguf_lookup import gguf_family_of
 from quantkit.families.lookup import artifact_config
 from quantkit.formats.mixture_tables import FTYPES
+from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf_told import Told, told_apart
 from quantkit.plan.gguf_limits import differences
 from quantkit.plan.gguf_metadata import metadata
@@ -33,6 +34,7 @@ class GgufModel:
     gguf: GgufFamily
     config: Mapping[str, Any]  # as an artifact of the checkpoint has it
     told: Told  # what transformers said of it
+    base_bytes: int  # memory of this process before it compiled an encoder
 
     @property
     def rows(self) -> "tuple[GgufRow, ...]":
@@ -107,8 +109,9 @@ def open_model(
     """
     source, plain = dequantized(checkpoint)
     family, gguf = gguf_family_of(plain)
+    base_bytes = resident_bytes()
     told = told_apart(checkpoint, plain, source.infos, pre, verified, meanwhile)
-    return GgufModel(checkpoint, source, family, gguf, artifact_config(family, plain), told)
+    return GgufModel(checkpoint, source, family, gguf, artifact_config(family, plain), told, base_bytes)
 
 
 def dequantized(checkpoint: Checkpoint) -> tuple[TensorSource, dict[str, Any]]:

@@ -82,12 +82,21 @@ def told_apart(
         checkpoint.folder.absolute(), checkpoint.reference, checkpoint.repo_id, dict(config), dict(infos),
         getattr(checkpoint.source, "weight_map", {}), pre, verified,
     )  # fmt: skip
+    answer = pickle.loads(_ask(pickle.dumps(question), meanwhile))
+    if isinstance(answer, QuantkitError):
+        raise answer
+    assert isinstance(answer, Told)
+    return answer
+
+
+def _ask(question: bytes, meanwhile: Callable[[], None]) -> bytes:
     command = [sys.executable, "-m", __name__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    # A group of its own: Ctrl-C is for this process, which then ends that one.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(pickle.dumps(question))
+            child.stdin.write(question)
             child.stdin.close()
             meanwhile()
             said = child.stdout.read()
@@ -96,11 +105,7 @@ def told_apart(
             raise
     if child.returncode:
         raise RuntimeError(f"planning ended with exit code {child.returncode}")
-    answer = pickle.loads(said)
-    if isinstance(answer, QuantkitError):
-        raise answer
-    assert isinstance(answer, Told)
-    return answer
+    return said
 
 
 def tell(question: _Question) -> Told:
@@ -142,18 +147,18 @@ def _verification(vocabulary: Vocabulary, tokenizer: Any) -> str:  # noqa: ANN40
     return verify(vocabulary, tokenizer).note
 
 
-def _main() -> None:
-    """Read a question from stdin, write the answer, or the refusal, to stdout."""
+def _answer(question: bytes) -> bytes:
+    """What the question is answered with, or the refusal."""
     answer: Told | QuantkitError
     try:
-        answer = tell(pickle.loads(sys.stdin.buffer.read()))
+        answer = tell(pickle.loads(question))
     except QuantkitError as error:
         answer = error
-    sys.stdout.buffer.write(pickle.dumps(answer))
+    return pickle.dumps(answer)
 
 
 if __name__ == "__main__":
     # As an importable module, so that what it pickles is found again on the other side.
     from quantkit.pipeline import gguf_told
 
-    gguf_told._main()
+    sys.stdout.buffer.write(gguf_told._answer(sys.stdin.buffer.read()))

@@ -7,6 +7,7 @@ from quantkit.plan.gguf_rows import GgufRow
 
 SLAB_WEIGHTS = 2**20  # worked on at once by a thread, unless a row is longer
 CODE_BYTES = 60 * 2**20  # compiled encoders, what the allocator keeps
+DEQUANTIZED_BYTES = 14  # per weight of a tensor that is dequantized while the one before it is still encoded; measured
 READ_RATE, WRITE_RATE = 1e9, 500e6  # bytes per second, of a common disk
 CONVERSIONS = {"BF16": 800e6, "F16": 800e6, "F32": 800e6}  # weights per second and core
 # Weights per second and core of our encoders, or of ggml's, without and with an importance matrix.
@@ -47,11 +48,12 @@ def gguf_budget(
         important: whether there is an importance matrix.
     """
     longest = max(row.assembly.columns for row in rows)
-    slab = max(SLAB_WEIGHTS, longest)
+    largest = max(row.assembly.rows * row.assembly.columns for row in rows)
+    slab = max(min(SLAB_WEIGHTS, largest), longest)
     # In float32, as it stands in the file, and encoded; heads that are interleaved are read beside their place.
     host = base_bytes + CODE_BYTES + threads * slab * (4 + 4 + 4 + 4)
     if is_whole:
-        host += 2 * max(row.assembly.rows * row.assembly.columns for row in rows) * 4
+        host += DEQUANTIZED_BYTES * largest
     work = 0.0
     for chosen in types:
         for row, name in zip(rows, chosen, strict=True):
