@@ -155,10 +155,8 @@ def _check_columns(imatrix: Imatrix, rows: Sequence["GgufRow"]) -> None:
         matrices = row.shape[0] if len(row.shape) == 3 else 1
         found = len(imatrix.importance(row.name, row.shape[-1]))
         if found not in (1, matrices):  # one for all experts will do
-            raise BadInputError(
-                f"{imatrix.source}: found {found} times {row.shape[-1]} values for {row.name}, expected {matrices} times",
-                "take the imatrix of this very model",
-            )
+            values = f"{found} times {row.shape[-1]} values for {row.name}, expected {matrices} times"
+            raise BadInputError(f"{imatrix.source}: found {values}", "take the imatrix of this very model")
 
 
 def _collected(job: GgufJob, wish: ImatrixWish, progress: Progress) -> _Importance:
