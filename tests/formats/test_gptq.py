@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from quantkit.dtypes import DTYPE_NAMES
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.formats.gptq import checkpoint_format, decode, encode, tensors, verify
 from quantkit.formats.packing import pack_columns, unpack_columns
-from quantkit.tensors import DTYPE_NAMES, Grid
+from quantkit.tensors import Grid
 
 BITS = (2, 3, 4, 8)
 # D3 of the specification: int32 words of qzeros when all zero points are 2**(bits - 1).

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from quantkit.dtypes import DTYPE_NAMES
 from quantkit.errors import BadInputError
 from quantkit.formats.gptq import encode
 from quantkit.formats.gptq_source import DequantizedSource
-from quantkit.tensors import DTYPE_NAMES, Grid, TensorInfo
+from quantkit.tensors import Grid, TensorInfo
 
 P = "model.layers.0.mlp.down_proj"
 
