@@ -100,7 +100,9 @@ BOTH = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "options"), [("plan", BOTH), ("gptq", [*BOTH, "--dry-run", "--restart"])])
+@pytest.mark.parametrize(
+    ("command", "options"), [("plan", BOTH), ("gptq", [*BOTH, "--dry-run", "--imatrix", "--restart"])]
+)
 def test_help_of_a_command_lists_all_options_and_their_defaults(quantkit, command, options):
     code, out, err = quantkit(command, "--help")
     assert (code, err) == (0, "")

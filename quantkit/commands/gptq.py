@@ -163,6 +163,7 @@ def _recipe(
     calibration: list[str] | None, samples: int | None, sequence_length: int | None, seed: int | None,
 ) -> "Recipe":  # fmt: skip
     """The recipe that options and file give together; options win."""
+    from quantkit.formats.runtimes import check_targets, layout_of
     from quantkit.recipe import load_recipe, make_recipe
 
     fields: dict[str, Any] = load_recipe(name) if name else {}
@@ -183,9 +184,11 @@ def _recipe(
     if overrides:
         fields["calibration"] = {**fields.get("calibration", {}), **overrides}
     try:
-        return make_recipe(fields)
+        made = make_recipe(fields)
     except BadInputError as error:
         raise UsageError(str(error).replace("recipe ", "option ", 1), error.hint) from error
+    check_targets(made.targets, layout_of(made, {}))
+    return made
 
 
 def _prepare(checkpoint: "Checkpoint", recipe: "Recipe", out: Path | None, device: str, strict: bool) -> "Job":

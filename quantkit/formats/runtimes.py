@@ -5,11 +5,12 @@ in their source, not run (`tried` says which); where their source says nothing (
 llama.cpp, a quantized lm_head in llama.cpp) the table says no.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from quantkit.errors import UsageError
+from quantkit.recipe import Recipe
 from quantkit.tensors import Grid
 
 
@@ -27,6 +28,16 @@ class Layout:
     def mixed(self) -> bool:
         """Whether linears have different bits or group sizes."""
         return len(self.grids) > 1
+
+
+def layout_of(recipe: Recipe, grids: Mapping[str, Grid | None]) -> Layout:
+    """The artifact as runtimes see it; without grids, what the recipe alone says."""
+    used = {grid for grid in grids.values() if grid is not None} or {recipe.grid}
+    return Layout(
+        grids=frozenset(used),
+        desc_act=recipe.act_order == "full" and recipe.method == "gptq",
+        skipped=None in grids.values(),
+    )
 
 
 @dataclass(frozen=True)

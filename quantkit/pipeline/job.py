@@ -16,7 +16,7 @@ from quantkit.errors import BadInputError, DiskError, OutOfMemoryError, UsageErr
 from quantkit.families.checks import check_model_type
 from quantkit.families.family import Family
 from quantkit.families.lookup import artifact_config, family_of
-from quantkit.formats.runtimes import Layout, check_targets, runtime_table
+from quantkit.formats.runtimes import Layout, check_targets, layout_of, runtime_table
 from quantkit.memory import resident_bytes
 from quantkit.pipeline.look import look
 from quantkit.plan.budget import Budget, Machine, estimate
@@ -25,7 +25,7 @@ from quantkit.plan.runtime import machine_table
 from quantkit.recipe import Recipe
 from quantkit.rundir import check_folder
 from quantkit.skeleton import Skeleton
-from quantkit.tensors import Grid, TensorInfo
+from quantkit.tensors import TensorInfo
 from quantkit.units import format_bytes, format_gib
 from quantkit.vocab.files import Treatment, treatment
 from quantkit.weights.hashes import file_hashes
@@ -166,16 +166,6 @@ def sample_length(recipe: Recipe, config: Mapping[str, Any]) -> int:
     longest = config.get("max_position_embeddings")
     asked = recipe.calibration.sequence_length
     return min(asked, longest) if isinstance(longest, int) and longest > 0 else asked
-
-
-def layout_of(recipe: Recipe, grids: Mapping[str, Grid | None]) -> Layout:
-    """The artifact as runtimes see it; without grids, what the recipe alone says."""
-    used = {grid for grid in grids.values() if grid is not None} or {recipe.grid}
-    return Layout(
-        grids=frozenset(used),
-        desc_act=recipe.act_order == "full" and recipe.method == "gptq",
-        skipped=None in grids.values(),
-    )
 
 
 def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, TensorInfo]) -> None:
