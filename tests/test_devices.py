@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from quantkit import devices
 from quantkit.devices import choose_device, measure_rate, release_memory, reset_peak
 from quantkit.errors import UsageError
-from quantkit.memory import peak_resident_bytes
+from quantkit.memory import peak_resident_bytes, resident_bytes
 
 
 @pytest.fixture
@@ -105,5 +104,5 @@ def test_peak_memory_notices_what_was_held_and_given_back():
     del block
     release_memory()
     assert peak_resident_bytes() >= before
-    assert devices.resident_bytes() > 0
-    assert peak_resident_bytes() >= devices.resident_bytes() - 8 * 2**20
+    assert resident_bytes() > 0
+    assert peak_resident_bytes() >= resident_bytes() - 8 * 2**20
