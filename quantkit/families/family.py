@@ -38,6 +38,9 @@ class Family:
         End("self_attn", "self_attn.o_proj", ("input_layernorm",)),
         End("mlp", "mlp.down_proj", ("post_attention_layernorm",)),
     )
+    # Linears that have a bias where this key of config.json is true; under "" those that always have one. Only what
+    # is missing is found out sooner by it: transformers' own model has the last word.
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     # Where transformers has no fused attention for the class: what one attention score takes at the peak,
     # in bytes, by the bytes of the compute dtype.
     score_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))

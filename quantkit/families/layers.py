@@ -58,7 +58,11 @@ def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, 
     named = Counter(suffix for names in layers.values() for suffix in names)
     # A name belongs where most layers have it; ties are for transformers' model to decide.
     common = [suffix for suffix, count in named.items() if 2 * count > min(depth, len(layers))]
-    common += [f"{name}.weight" for name in family.linears if f"{name}.weight" not in common]
+    wanted = [f"{name}.weight" for name in family.linears]
+    wanted += [
+        f"{name}.bias" for key, names in family.biases.items() if not key or config.get(key) is True for name in names
+    ]
+    common += [name for name in wanted if name not in common]
     for layer in range(depth):
         for suffix in common:
             _check(infos, f"{family.layers}.{layer}.{suffix}", _wanted(suffix, sizes))
@@ -115,10 +119,12 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _wanted(suffix: str, sizes: Mapping[str, int]) -> tuple[int | None, ...] | None:
-    """The shape of a linear's weight, None for a size that config.json leaves to its default."""
+    """The shape of a linear's weight or bias, None for a size that config.json leaves to its default."""
     module, _, leaf = suffix.rpartition(".")
     words = LINEARS.get(module.rpartition(".")[2])
-    return tuple(sizes.get(word) for word in words) if words and leaf == "weight" else None
+    if words is None or leaf not in ("weight", "bias"):
+        return None
+    return tuple(sizes.get(word) for word in (words if leaf == "weight" else words[:1]))
 
 
 def _check(infos: Mapping[str, TensorInfo], name: str, wanted: tuple[int | None, ...] | None) -> None:

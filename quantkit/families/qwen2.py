@@ -9,5 +9,6 @@ QWEN2 = Family(
     model_class="Qwen2ForCausalLM",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
+    biases={"": ATTENTION[0]},
     first_transformers="4.37",
 )

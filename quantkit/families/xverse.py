@@ -1,7 +1,7 @@
 """XVERSE: Llama under another name, read without its remote code and written as Llama."""
 
 from quantkit.families.family import Family
-from quantkit.families.llama import ATTENTION, FUSED, GATED_MLP
+from quantkit.families.llama import ATTENTION, BIASES, FUSED, GATED_MLP
 
 XVERSE = Family(
     name="xverse",
@@ -9,6 +9,7 @@ XVERSE = Family(
     model_class="LlamaForCausalLM",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
+    biases=BIASES,
     first_transformers="4.28",
     config_set={"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     rope_stated_to=16384,

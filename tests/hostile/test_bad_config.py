@@ -130,7 +130,7 @@ def test_rotary_settings_that_make_no_sense(case, refused):
     Case("other-mlp", config(intermediate_size=288), ("mlp.", "config.json asks for [128, 288]")),
     Case("other-vocabulary", config(vocab_size=600), ("model.embed_tokens.weight", "config.json asks for [600, 128]")),
     Case("other-kv-heads", config(num_key_value_heads=4), ("k_proj.weight", "is [64, 128]", "asks for [128, 128]")),
-    Case("biases", config(attention_bias=True), ("q_proj.bias [128] is missing from the checkpoint",), late=True),
+    Case("biases", config(attention_bias=True), ("q_proj.bias [128] is missing from the checkpoint",)),
     Case("odd-head", config(head_dim=33), ("k_proj.weight", "config.json asks for [66, 128]")),
 )
 def test_shapes_that_contradict_the_config(case, refused):
