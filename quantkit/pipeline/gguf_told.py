@@ -1,11 +1,13 @@
 """What transformers says of a checkpoint that is to become GGUF files, asked in a process of its own.
 
-transformers and torch take 400 MB and several seconds, and are needed for the defaults of config.json and for the
+transformers and torch take 350 MB and several seconds, and are needed for the defaults of config.json and for the
 tokenizer alone. In a process of their own they are gone before the first weight is read, and this one compiles its
 encoders meanwhile.
 """
 
+import contextlib
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import NotFoundError, OutOfMemoryError, QuantkitError
 from quantkit.families.gguf_experts import GGUF_EXPERTS
 from quantkit.families.gguf_lookup import gguf_family_of
 from quantkit.families.layers import check_layers
@@ -77,6 +79,7 @@ def told_apart(
 
     Raises:
         QuantkitError: what transformers, the tables or the tokenizer do not take.
+        OutOfMemoryError: the system has killed the process.
     """
     question = _Question(
         checkpoint.folder.absolute(), checkpoint.reference, checkpoint.repo_id, dict(config), dict(infos),
@@ -96,13 +99,21 @@ def _ask(question: bytes, meanwhile: Callable[[], None]) -> bytes:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            child.stdin.write(question)
-            child.stdin.close()
+            # Whoever ends before it has read everything says why by its exit code.
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(question)
+            with contextlib.suppress(BrokenPipeError):  # closing writes what is still buffered
+                child.stdin.close()
             meanwhile()
             said = child.stdout.read()
         except BaseException:
             child.kill()
             raise
+    if child.returncode == -signal.SIGKILL:
+        raise OutOfMemoryError(
+            "the process that asks transformers about the checkpoint was killed: it needs about 350 MB",
+            "free memory and try again",
+        )
     if child.returncode:
         raise RuntimeError(f"planning ended with exit code {child.returncode}")
     return said
@@ -144,7 +155,10 @@ def _verification(vocabulary: Vocabulary, tokenizer: Any) -> str:  # noqa: ANN40
 
     if not llama_cpp_is_installed():
         return UNVERIFIED
-    return verify(vocabulary, tokenizer).note
+    try:
+        return verify(vocabulary, tokenizer).note
+    except NotFoundError as error:  # its library is of another system or of another time
+        return f"the tokenizer was not compared; {error}"
 
 
 def _answer(question: bytes) -> bytes:
