@@ -9,15 +9,15 @@ SLAB_WEIGHTS = 2**20  # worked on at once by a thread, unless a row is longer
 CODE_BYTES = 60 * 2**20  # compiled encoders, what the allocator keeps
 DEQUANTIZED_BYTES = 14  # per weight of a tensor that is dequantized while the one before it is still encoded; measured
 READ_RATE, WRITE_RATE = 1e9, 500e6  # bytes per second, of a common disk
-CONVERSIONS = {"BF16": 800e6, "F16": 800e6, "F32": 800e6}  # weights per second and core
-# Weights per second and core of our encoders, or of ggml's, without and with an importance matrix.
+WIDENED = 2500e6  # bfloat16 weights to float32, per second and core; measured, as what follows
+# Weights per second and core that are encoded, in millions, without and with an importance matrix.
 ENCODERS: dict[str, tuple[float, float]] = {
-    "F32": (800e6, 800e6), "F16": (500e6, 500e6), "BF16": (800e6, 800e6),
-    "Q4_0": (400e6, 60e6), "Q4_1": (400e6, 60e6), "Q5_0": (300e6, 60e6), "Q5_1": (300e6, 60e6), "Q8_0": (400e6, 400e6),
-    "Q2_K": (60e6, 40e6), "Q3_K": (150e6, 100e6), "Q4_K": (70e6, 45e6), "Q5_K": (70e6, 45e6), "Q6_K": (150e6, 150e6),
-    "IQ4_NL": (20e6, 20e6), "IQ4_XS": (20e6, 20e6),
+    "F32": (2900, 2900), "F16": (1831, 1831), "BF16": (2526, 2526),
+    "Q4_0": (501, 112), "Q4_1": (505, 57), "Q5_0": (410, 151), "Q5_1": (375, 54), "Q8_0": (996, 996),
+    "Q2_K": (102, 51), "Q3_K": (296, 167), "Q4_K": (104, 59), "Q5_K": (115, 62), "Q6_K": (168, 143),
+    "IQ4_NL": (55, 60), "IQ4_XS": (62, 62),
 }  # fmt: skip
-SLOWEST = 2e6  # of ggml's smallest types
+GGML_ENCODER = (2.0, 2.0)  # millions per second of the types that ggml itself encodes: between 1 and 4
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def gguf_budget(
     work = 0.0
     for chosen in types:
         for row, name in zip(rows, chosen, strict=True):
-            rate = ENCODERS.get(name, (SLOWEST, SLOWEST))[important]
-            work += row.assembly.rows * row.assembly.columns / rate
-    work += sum(row.assembly.rows * row.assembly.columns for row in rows) / CONVERSIONS["BF16"]
+            rate = ENCODERS.get(name, GGML_ENCODER)[important]
+            work += row.assembly.rows * row.assembly.columns / (rate * 1e6)
+    work += sum(row.assembly.rows * row.assembly.columns for row in rows) / WIDENED
     return GgufBudget(
         host_bytes=host,
         disk_bytes=written + download,
