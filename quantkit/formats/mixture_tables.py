@@ -47,16 +47,6 @@ class Ftype:
         chosen = {name for rules in self.rules.values() for _, name in rules}
         return frozenset({self.default, self.head} | chosen)
 
-    @property
-    def needs_ggml(self) -> bool:
-        """Whether its default type is one that quantkit leaves to ggml, which the extra `ggml` brings."""
-        return self.default in LEFT_TO_GGML
-
-
-# Types without an encoder in quantkit.
-LEFT_TO_GGML = frozenset(
-    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4"}
-)
 
 # Types that are noise without an importance matrix; and Q2_K in a Q2_K_S.
 NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})

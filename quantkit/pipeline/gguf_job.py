@@ -22,7 +22,6 @@ from quantkit.weights.gguf_layout import Part, split_plan
 from quantkit.weights.gguf_types import GGML_TYPES, Value
 
 SCHEMA_VERSION = 1
-KEPT = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,9 @@ class Naming:
     version: str | None
     repo_url: str | None
 
-    def file_name(self, encoding: str, part: int = 0, parts: int = 1) -> str:
-        """`XVERSE-13B-Chat-Q4_K_M.gguf`; a part of a split file, counted from 0, has its number in it."""
+    def file_name(self, encoding: str) -> str:
+        """`XVERSE-13B-Chat-Q4_K_M.gguf`."""
         words = [(self.basename or self.stem).replace(" ", "-"), self.size_label, self.finetune, self.version, encoding]
-        if parts > 1:
-            words.append(f"{part + 1:05d}-of-{parts:05d}")
         return "-".join(word for word in words if word) + ".gguf"
 
 

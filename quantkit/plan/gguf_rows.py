@@ -26,7 +26,6 @@ class GgufRow:
     name: str
     shape: tuple[int, ...]  # rows first
     assembly: Assembly
-    type: str = "F32"  # a key of GGML_TYPES; what formats/mixtures.py assigns
 
 
 def gguf_rows(family: Family, gguf: GgufFamily, config: Config, infos: Infos) -> tuple[GgufRow, ...]:

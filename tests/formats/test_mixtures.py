@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from quantkit.errors import BadInputError, UsageError
-from quantkit.formats.mixture_tables import FALLBACKS, FTYPES, LEFT_TO_GGML, NEED_IMPORTANCE
+from quantkit.formats.ggml.native import NATIVE_TYPES
+from quantkit.formats.mixture_tables import FALLBACKS, FTYPES, NEED_IMPORTANCE
 from quantkit.formats.mixtures import (
     assign,
     file_order,
@@ -156,14 +157,14 @@ def test_every_type_that_a_mixture_names_is_known_and_has_a_way_out_of_odd_shape
 
 
 def test_which_file_types_need_ggml():
-    needing = {name for name, ftype in FTYPES.items() if ftype.needs_ggml}
+    needing = {name for name, ftype in FTYPES.items() if ftype.default in NATIVE_TYPES}
     assert needing == {
         "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M",
         "TQ1_0", "TQ2_0", "MXFP4_MOE",
     }  # fmt: skip
     for name in set(FTYPES) - needing:
-        assert not FTYPES[name].types & LEFT_TO_GGML
-    assert NEED_IMPORTANCE < LEFT_TO_GGML
+        assert not FTYPES[name].types & set(NATIVE_TYPES)
+    assert set(NATIVE_TYPES) > NEED_IMPORTANCE
 
 
 def test_a_type_below_three_bits_is_refused_where_nothing_is_known_of_a_tensor():

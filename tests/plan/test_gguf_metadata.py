@@ -153,7 +153,6 @@ def test_a_name_is_a_file_name():
     shapes = {"blk.0.ffn_up_exps.weight": (8, 1000, 1000), "token_embd.weight": (2000, 1000)}
     found = naming("xverse/XVERSE-13B-Chat", {"a": (13_700_000_000,)})
     assert found.file_name("Q4_K_M") == "XVERSE-13B-Chat-Q4_K_M.gguf"
-    assert found.file_name("Q8_0", 1, 12) == "XVERSE-13B-Chat-Q8_0-00002-of-00012.gguf"
     assert naming("tiny-llama", {"a": (4_194_304,)}).file_name("F16") == "tiny-llama-4.2M-F16.gguf"
     assert (
         naming("org/experts", shapes, experts=8).size_label == gguf.size_label(10**7, 2 * 10**6, 10**6, 8) == "8x3.0M"

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.formats.mixture_tables import FTYPES, LEFT_TO_GGML
+from quantkit.formats.ggml.native import NATIVE_TYPES
+from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import assign
 from quantkit.plan.target_size import PUBLISHED_LOSS, Candidate, Shape, best_fitting, candidates, file_bytes
 from quantkit.units import GIB
@@ -30,7 +31,7 @@ LLAMA_3_8B = [
     Tensor("output_norm.weight", (4096,)),
     *(Tensor(f"blk.{layer}.{name}.weight", shape) for layer in range(32) for name, shape in BLOCK.items()),
 ]
-OWN = frozenset(GGML_TYPES) - LEFT_TO_GGML
+OWN = frozenset(GGML_TYPES) - set(NATIVE_TYPES)
 
 
 def of_llama_3(*, encodable=OWN, important=None, overrides=()):

@@ -1,4 +1,4 @@
-"""F32, F16 and BF16 rows, and bfloat16 back to float32."""
+"""F32, F16 and BF16 rows."""
 
 import numpy as np
 from numba import njit
@@ -48,16 +48,6 @@ def encode_bf16(values: Floats, out: Bytes) -> None:
     _to_bf16(values.reshape(-1).view(np.uint32), out.reshape(-1).view(np.uint16))
 
 
-def decode_bf16(words: NDArray[np.uint16], out: Floats) -> None:
-    """Widens bfloat16 to float32 without holding the interpreter's lock.
-
-    Args:
-        words: the 16 bits of each number, contiguous.
-        out: as many numbers, contiguous, written.
-    """
-    _from_bf16(words.reshape(-1), out.reshape(-1).view(np.uint32))
-
-
 @njit(cache=True, nogil=True)
 def _to_half(rows: Floats, halves: NDArray[np.uint16]) -> None:
     for i in range(len(rows)):
@@ -71,9 +61,3 @@ def _to_bf16(bits: NDArray[np.uint32], words: NDArray[np.uint16]) -> None:
         rounded = (number + _U32(0x7FFF) + ((number >> _U32(16)) & _U32(1))) >> _U32(16)
         quiet = (number >> _U32(16)) | _U32(64)
         words[i] = quiet if (number & _U32(0x7FFFFFFF)) > _U32(0x7F800000) else rounded
-
-
-@njit(cache=True, nogil=True)
-def _from_bf16(words: NDArray[np.uint16], bits: NDArray[np.uint32]) -> None:
-    for i in range(len(words)):
-        bits[i] = _U32(words[i]) << _U32(16)

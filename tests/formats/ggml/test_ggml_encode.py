@@ -11,7 +11,6 @@ from gguf import GGMLQuantizationType, quants
 from quantkit.errors import BadInputError
 from quantkit.formats.ggml import kquant_lines, native
 from quantkit.formats.ggml.encode import can_encode, encode, requires_importance, warm
-from quantkit.formats.ggml.floats import decode_bf16
 from quantkit.weights.gguf_types import GGML_TYPES
 
 COLUMNS = 512
@@ -99,13 +98,6 @@ def test_what_is_not_finite_ends_nothing_and_stays_in_its_block(name):
     for importance in (None, np.ones(COLUMNS, F32)):
         whole, partly = encode(name, values, importance), encode(name, spoiled, importance)
         assert np.array_equal(whole[[0, 3]], partly[[0, 3]])
-
-
-def test_every_bfloat16_is_read():
-    words = np.arange(2**16, dtype=np.uint16)
-    out = np.empty(2**16, F32)
-    decode_bf16(words, out)
-    assert np.array_equal(out.view(np.uint32), words.astype(np.uint32) << 16)
 
 
 def test_rows_that_may_not_be_written_to_are_read_without_another_compilation():
