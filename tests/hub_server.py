@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import save
 
-from quantkit import hub
+from quantkit.hub import download, repository
 from quantkit.weights import remote
 
 REPO = "some/model"
@@ -37,6 +37,10 @@ FILES = SMALL | {
     "original/params.json": b"{}",
     "modeling_some.py": b"raise SystemExit",
 }
+
+
+def git_oid(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
@@ -106,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         revision = rest[1] if len(rest) > 1 else None
         if not self.known(repo_id, revision):
             return
-        rows = [(name, len(data), hashlib.sha1(data).hexdigest()) for name, data in self.server.files.items()]
+        rows = [(name, len(data), git_oid(data)) for name, data in self.server.files.items()]
         if rest[:1] == ["tree"]:
             tree = [{"type": "file", "path": name, "size": size, "oid": oid} for name, size, oid in rows]
             self.send(200, json.dumps(tree).encode())
@@ -124,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.files[name]
         headers = {
             "X-Repo-Commit": COMMIT,
-            "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+            "ETag": f'"{git_oid(data)}"',
             "Accept-Ranges": "bytes",
         }
         asked = self.headers.get("Range")
@@ -150,7 +154,7 @@ def server(tmp_path, monkeypatch):
     server = Hub(dict(FILES))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    for module in (hub, remote):
+    for module in (download, repository, remote):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=server.url, token=TOKEN))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

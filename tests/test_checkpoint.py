@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import BadInputError, NetworkError, NotFoundError
-from quantkit.hub import RepoReference, needed_files, parse_reference
+from quantkit.hub.repository import RepoReference, needed_files, parse_reference
 
 server = hub_server.server
 

@@ -9,7 +9,8 @@ from hub_server import COMMIT, FILES, FIRST, INDEX, REPO, SECOND, SMALL, TENSORS
 from huggingface_hub import HfApi
 
 from quantkit.errors import BadInputError, DiskError, NetworkError, NotFoundError
-from quantkit.hub import download, missing_bytes, needed_files, resolve
+from quantkit.hub.download import download, missing_bytes
+from quantkit.hub.repository import needed_files, resolve
 from quantkit.weights import remote
 from quantkit.weights.local import LocalSource
 from quantkit.weights.remote import RemoteHeaders, translate, weight_files
@@ -27,6 +28,7 @@ def test_resolves_once_and_lists_files(server):
         True,
     )
     assert snapshot.files == {name: len(data) for name, data in FILES.items()}
+    assert snapshot.oids == {name: hub_server.git_oid(data) for name, data in FILES.items()}
     assert len(server.requests) == 1
 
 

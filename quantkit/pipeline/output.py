@@ -11,7 +11,7 @@ import torch
 from quantkit.dtypes import DTYPES
 from quantkit.errors import BadInputError, QuantkitError
 from quantkit.formats import gptq as gptq_format
-from quantkit.hub import small_files
+from quantkit.hub.repository import small_files
 from quantkit.pipeline.layerwise import read_finite
 from quantkit.plan.rows import Plan, Row
 from quantkit.tensors import QuantizedWeight, TensorInfo, TensorSource

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadInputError, DiskError
-from quantkit.hub import small_files
+from quantkit.hub.repository import small_files
 from quantkit.vocab import spm, xgen
 from quantkit.vocab.repair import repaired
 from quantkit.vocab.templates import ChatTemplate, template_for

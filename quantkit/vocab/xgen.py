@@ -9,7 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from quantkit.errors import BadInputError, NetworkError, NotFoundError
-from quantkit.hub import download, resolve
+from quantkit.hub.download import download
+from quantkit.hub.repository import resolve
 
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_FILES = ("vocab.json", "merges.txt")

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -64,6 +64,7 @@ class RepoSnapshot:
     files: Mapping[str, int]  # file name -> bytes
     gated: bool = False
     private: bool = False
+    oids: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256 (LFS) or git blob sha1, hex
 
 
 class RemoteHeaders:

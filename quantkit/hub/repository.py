@@ -1,18 +1,15 @@
-"""The Hugging Face Hub: resolve a name to one commit, choose the files, download them."""
+"""A repository of the Hugging Face Hub: its name, the one commit that a name means, the files to take."""
 
-import contextlib
 import fnmatch
-import glob
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
+from huggingface_hub.hf_api import RepoSibling
 
-from quantkit.errors import BadInputError, DiskError, NetworkError
-from quantkit.units import format_bytes
-from quantkit.weights.files import write_file
+from quantkit.errors import BadInputError
 from quantkit.weights.remote import RepoSnapshot, ask, client, weight_files
 
 _REFERENCE = re.compile(r"(?P<repo_id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -89,8 +86,10 @@ def resolve(repo_id: str, revision: str | None = None) -> RepoSnapshot:
     info = ask(repo_id, lambda: api.model_info(repo_id, revision=revision, files_metadata=True), revision)
     if not info.sha or not re.fullmatch(r"[0-9a-f]{40,64}", info.sha):
         raise BadInputError(f"{repo_id}: found commit {info.sha!r} on the Hub, expected a hash")
-    files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    return RepoSnapshot(repo_id, revision, info.sha, files, bool(info.gated), bool(info.private))
+    siblings = info.siblings or []
+    files = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
+    oids = {sibling.rfilename: oid for sibling in siblings if (oid := _oid(sibling))}
+    return RepoSnapshot(repo_id, revision, info.sha, files, bool(info.gated), bool(info.private), oids)
 
 
 def small_files(names: Iterable[str]) -> list[str]:
@@ -108,52 +107,6 @@ def needed_files(names: Iterable[str]) -> list[str]:
     return small_files(names) + weight_files(names)
 
 
-def missing_bytes(snapshot: RepoSnapshot, files: Iterable[str]) -> int:
-    """Bytes of those files that the cache does not hold yet."""
-    return sum(snapshot.files[name] for name in files if _cached(snapshot, name) is None)
-
-
-def download(snapshot: RepoSnapshot, files: Iterable[str]) -> Path:
-    """Download files of the snapshot into the client's cache; what is there is not fetched again.
-
-    Returns:
-        The folder that holds them.
-
-    Raises:
-        BadInputError: a file has another size than the Hub said.
-        NotFoundError: no access, or a file is missing.
-        NetworkError: the network failed after every retry.
-        DiskError: the disk is full or read-only.
-    """
-    files = list(files)
-    api, repo_id = client(), snapshot.repo_id
-    patterns = [glob.escape(name) for name in files]
-    folder = Path(
-        ask(repo_id, lambda: api.snapshot_download(repo_id, revision=snapshot.commit, allow_patterns=patterns))
-    )
-    for name in files:
-        if not (folder / name).is_file():
-            # The client returns an incomplete folder of its cache when it does not reach the Hub.
-            raise NetworkError(f"{repo_id}: {name} was not downloaded", "check the network and try again")
-        found = (folder / name).stat().st_size
-        if found != snapshot.files[name]:
-            expected = f"expected {format_bytes(snapshot.files[name])} ({snapshot.files[name]} bytes)"
-            hint = f"delete {folder / name} and what it links to, then download again"
-            raise BadInputError(f"{repo_id}: found {name} with {found} bytes, {expected}", hint)
-    _remember(snapshot, folder)
-    return folder
-
-
-def _remember(snapshot: RepoSnapshot, folder: Path) -> None:
-    """Note the branch's commit in the cache, where the client does, so that it can be opened offline."""
-    if snapshot.revision == snapshot.commit:
-        return
-    reference = folder.parent.parent / "refs" / (snapshot.revision or constants.DEFAULT_REVISION)
-    with contextlib.suppress(OSError, DiskError):
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_file(reference, snapshot.commit.encode())
-
-
 def _resolve_offline(repo_id: str, revision: str | None) -> RepoSnapshot:
     api = client()
     folder = Path(
@@ -168,9 +121,9 @@ def _resolve_offline(repo_id: str, revision: str | None) -> RepoSnapshot:
     return RepoSnapshot(repo_id, revision, folder.name, files)
 
 
-def _cached(snapshot: RepoSnapshot, name: str) -> str | None:
-    path = try_to_load_from_cache(snapshot.repo_id, name, revision=snapshot.commit)
-    return path if isinstance(path, str) else None
+def _oid(sibling: RepoSibling) -> str | None:
+    """What the file's bytes must hash to: the sha256 of an LFS file, the git blob's sha1 of another."""
+    return sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
