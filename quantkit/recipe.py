@@ -8,17 +8,15 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from quantkit.errors import BadInputError, DiskError, UsageError
+from quantkit.errors import BadInputError, UsageError
+from quantkit.strict_yaml import checked, read_fields, shortened
 from quantkit.tensors import Grid
 from quantkit.units import parse_bytes
 
 Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[-1, 32, 64, 128]
-MAX_RECIPE_BYTES = 2**18
-MAX_NESTING = 16
 _RULE = re.compile(r"(?P<pattern>[^=]+)=(?P<setting>.+)")
 _BITS = re.compile(r"([2348])bit")
 _GROUP = re.compile(r"g(-1|32|64|128)")
@@ -175,13 +173,10 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
             near = difflib.get_close_matches(name_or_path, shipped, n=1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise BadInputError(
-                f"no recipe {_short(name_or_path)}", f"{meant}shipped: {', '.join(shipped)}; or name a file"
+                f"no recipe {shortened(name_or_path)}", f"{meant}shipped: {', '.join(shipped)}; or name a file"
             )
         path = shipped[name_or_path]
-    data = _parse(_read(path), path.name)
-    if not isinstance(data, dict):
-        raise BadInputError(f"{path.name}: found {type(data).__name__}, expected keys such as bits: 4")
-    return data
+    return read_fields(path, "recipe", "bits: 4")
 
 
 def make_recipe(fields: dict[str, Any]) -> Recipe:
@@ -190,88 +185,14 @@ def make_recipe(fields: dict[str, Any]) -> Recipe:
     Raises:
         BadInputError: an unknown key or a value out of range.
     """
-    if wrong := [key for key in fields if not isinstance(key, str)]:
-        raise BadInputError(f"recipe key {wrong[0]!r} is not text")
-    try:
-        return Recipe(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            parts: dict[str, type[BaseModel]] = {"calibration": Calibration, "gates": Gates}
-            model = parts.get(where.rpartition(".")[0], Recipe)
-            near = difflib.get_close_matches(where.rpartition(".")[2], model.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(model.model_fields)
-            raise BadInputError(f"unknown recipe key {where!r}", hint) from error
-        reason = first["msg"].replace("valid tuple", "list")
-        raise BadInputError(f"recipe {where}: {reason}, found {_short(first['input'])}") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without what a recipe has no use for.
-
-    That is tags, a key twice, aliases (a few of them unfold without end) and deep nesting, over which
-    the scanner takes time that grows with its square.
-    """
-
-    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
-        """`[` or `{`."""
-        if self.flow_level >= MAX_NESTING:
-            raise yaml.scanner.ScannerError(None, None, "found brackets nested too deeply", self.get_mark())
-        super().fetch_flow_collection_start(TokenClass)
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A node of the document; never an alias."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"found the alias *{event.anchor}", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"found the key {_short(key.value)} twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise DiskError(f"cannot read {path}: {error.strerror}") from error
-    if len(raw) > MAX_RECIPE_BYTES:
-        raise BadInputError(f"{path.name}: found more than {MAX_RECIPE_BYTES} bytes, expected a recipe")
-    return raw
-
-
-def _parse(raw: bytes, file_name: str) -> object:
-    try:
-        return yaml.load(raw.decode("utf-8"), _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise BadInputError(f"{file_name} is not YAML of a recipe:{line}: {error.problem}") from error
-    except RecursionError as error:
-        raise BadInputError(f"{file_name} is not YAML of a recipe: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInputError(f"{file_name} is not YAML of a recipe: {' '.join(str(error).split())}") from error
+    return checked(Recipe, fields, "recipe")
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # too long for a name
+    except (OSError, ValueError):  # too long for a name, a NUL byte
         return False
-
-
-def _short(value: object) -> str:
-    """A value as a file or an option has it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def data_folder(name: str) -> Path:

@@ -12,7 +12,7 @@ import quantkit
 ROOT = Path(quantkit.__file__).parent
 # From the lowest to the highest; rooms of one level do not import one another.
 LEVELS = (
-    {"tensors", "dtypes", "errors", "units", "versions", "signals", "memory"},
+    {"tensors", "dtypes", "errors", "units", "versions", "signals", "memory", "strict_yaml"},
     {"weights", "recipe", "distributed", "devices", "texts"},
     {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile"},
     {"vocab"},
@@ -28,6 +28,7 @@ SAME_LEVEL = {
     ("generate", "skeleton"),
     ("units", "errors"),
     ("tensors", "errors"),
+    ("strict_yaml", "errors"),
     ("texts", "recipe"),
 }
 TABLES = {"families", "methods", "formats"}  # rooms whose __init__.py may hold a literal table

