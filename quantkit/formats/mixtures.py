@@ -55,6 +55,23 @@ class _Model:
     large: bool  # the 70B model of its architecture
     importance: bool
 
+    @classmethod
+    def described(
+        cls, architecture: str, kinds: Sequence[str], heads: int, kv_heads: int, layers: int, experts: int,
+        importance: bool,
+    ) -> "_Model":  # fmt: skip
+        """What follows from the metadata and from the kinds of all tensors."""
+        is_other = architecture == "llama" and (heads == kv_heads or experts == 8)
+        return cls(
+            sharing=heads // kv_heads if kv_heads else 0,
+            experts=experts,
+            layers=layers,
+            values=kinds.count("attn_v"),
+            tied="output" not in kinds,
+            large=LAYERS_OF_70B.get(architecture) == layers and not is_other,
+            importance=importance,
+        )
+
 
 def assign(
     tensors: Sequence[Described],
@@ -94,16 +111,7 @@ def assign(
     if overrides and not is_quantized(mixture.default):
         raise UsageError(f"--tensor-type changes nothing in a file of type {ftype}", "choose a quantized --type")
     kinds = [kind_of(tensor.name) for tensor in tensors]
-    model = _Model(
-        sharing=heads // kv_heads if kv_heads else 0,
-        experts=experts,
-        layers=layers,
-        values=kinds.count("attn_v"),
-        tied="output" not in kinds,
-        large=LAYERS_OF_70B.get(architecture) == layers
-        and not (architecture == "llama" and (heads == kv_heads or experts == 8)),
-        importance=has_importance,
-    )
+    model = _Model.described(architecture, kinds, heads, kv_heads, layers, experts, has_importance)
     patterns = [(re.compile(pattern), name) for pattern, name in overrides]
     seen: Counter[str] = Counter()  # tensors of a kind whose type the mixture chose, in file order
     types = ["F32"] * len(tensors)
@@ -111,16 +119,14 @@ def assign(
         tensor, kind = tensors[number], kinds[number]
         if not _may_be_quantized(tensor):
             continue
-        chosen = mixture.default
-        if is_quantized(chosen):
-            wished = next((name for pattern, name in patterns if pattern.search(tensor.name)), None)
-            if wished is None:
-                chosen = _from_mixture(tensor, kind, mixture, model, seen[kind])
-                seen[kind] += 1
-            else:
-                chosen = wished
-            chosen = _fitting(chosen, tensor.shape[-1])
-        types[number] = chosen
+        if not is_quantized(mixture.default):
+            types[number] = mixture.default
+            continue
+        chosen = next((name for pattern, name in patterns if pattern.search(tensor.name)), None)
+        if chosen is None:
+            chosen = _from_mixture(tensor, kind, mixture, model, seen[kind])
+            seen[kind] += 1
+        types[number] = _fitting(chosen, tensor.shape[-1])
     return tuple(types)
 
 

@@ -38,6 +38,46 @@ def _tile(weight: Floats, first: int, lanes: int, start: int, width: int) -> Flo
     return x
 
 
+@njit(inline="always")
+def _peaks(x: Floats, width: int) -> tuple[Floats, Floats]:
+    """Each lane's largest magnitude, and the weight that has it."""
+    peak, signed_peak = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    for k in range(width):
+        for lane in range(LANES):
+            larger = abs(x[k, lane]) > peak[lane]
+            signed_peak[lane] = x[k, lane] if larger else signed_peak[lane]
+            peak[lane] = abs(x[k, lane]) if larger else peak[lane]
+    return peak, signed_peak
+
+
+@njit(inline="always")
+def _invert(scale: Floats, inverse: Floats) -> None:
+    """One over each lane's scale, and zero for a scale of zero."""
+    for lane in range(LANES):
+        inverse[lane] = F32(1) / scale[lane] if scale[lane] != 0 else F32(0)
+
+
+@njit(inline="always")
+def _refine(
+    x: Floats, width: int, importance: Floats, start: int, low: np.float32, high: np.float32,
+    scale: Floats, inverse: Floats, top: Floats, bottom: Floats,
+) -> None:  # fmt: skip
+    """Each lane's scale by least squares for the codes that it gives; the last three are scratch."""
+    _invert(scale, inverse)
+    for lane in range(LANES):
+        top[lane] = F32(0)
+        bottom[lane] = F32(0)
+    for k in range(width):
+        h = importance[start + k]
+        for lane in range(LANES):
+            code = max(low, min(high, np.rint(x[k, lane] * inverse[lane])))
+            top[lane] += h * code * x[k, lane]
+            bottom[lane] += h * code * code
+    for lane in range(LANES):
+        wish = top[lane] / bottom[lane] if bottom[lane] > 0 else scale[lane]
+        scale[lane] = _round_to_half(wish)
+
+
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 def symmetric_scales(
     weight: Floats,  # [rows, columns]
@@ -60,19 +100,11 @@ def symmetric_scales(
         first, start = tile * LANES, group * group_columns
         lanes, width = min(LANES, rows - first), min(group_columns, columns - start)
         x = _tile(weight, first, lanes, start, width)
-        peak, signed_peak = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-        for k in range(width):
-            for lane in range(LANES):
-                larger = abs(x[k, lane]) > peak[lane]
-                signed_peak[lane] = x[k, lane] if larger else signed_peak[lane]
-                peak[lane] = abs(x[k, lane]) if larger else peak[lane]
+        peak, signed_peak = _peaks(x, width)
         best, best_error = np.ones(LANES, np.float32), np.full(LANES, np.inf, np.float32)
         scale, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-        error, top, bottom = (
-            np.empty(LANES, np.float32),
-            np.empty(LANES, np.float32),
-            np.empty(LANES, np.float32),
-        )
+        top, bottom = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+        error = np.empty(LANES, np.float32)
         steps = len(divisors)
         sides = 2 if signed else 1
         for step in range(steps * sides + refinements):
@@ -86,22 +118,9 @@ def symmetric_scales(
                     wish = best[lane]
                 scale[lane] = _round_to_half(wish)
                 error[lane] = F32(0)
-                top[lane] = F32(0)
-                bottom[lane] = F32(0)
             if step >= steps * sides:
-                for lane in range(LANES):
-                    inverse[lane] = F32(1) / scale[lane] if scale[lane] != 0 else F32(0)
-                for k in range(width):
-                    h = importance[start + k]
-                    for lane in range(LANES):
-                        code = max(low, min(high, np.rint(x[k, lane] * inverse[lane])))
-                        top[lane] += h * code * x[k, lane]
-                        bottom[lane] += h * code * code
-                for lane in range(LANES):
-                    wish = top[lane] / bottom[lane] if bottom[lane] > 0 else scale[lane]
-                    scale[lane] = _round_to_half(wish)
-            for lane in range(LANES):
-                inverse[lane] = F32(1) / scale[lane] if scale[lane] != 0 else F32(0)
+                _refine(x, width, importance, start, low, high, scale, inverse, top, bottom)
+            _invert(scale, inverse)
             for k in range(width):
                 h = importance[start + k]
                 for lane in range(LANES):
