@@ -35,13 +35,20 @@ def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
     snapshot = resolve(repository.repo_id, repository.revision)
     files = needed_files(snapshot.files)
     missing = missing_bytes(snapshot, files)
-    repo_id, commit = snapshot.repo_id, snapshot.commit
     if headers_only and missing:
         folder = download(snapshot, small_files(snapshot.files))
         config, source = read_config(folder), RemoteHeaders(snapshot)
-        return Checkpoint(reference, folder, config, source, snapshot.files, repo_id, commit, missing)
-    opened = open_folder(download(snapshot, files), reference)
-    return replace(opened, files=snapshot.files, repo_id=repo_id, commit=commit)
+        opened = Checkpoint(reference, folder, config, source, snapshot.files, download_bytes=missing)
+    else:
+        opened = open_folder(download(snapshot, files), reference)
+    return replace(
+        opened,
+        files=snapshot.files,
+        repo_id=snapshot.repo_id,
+        commit=snapshot.commit,
+        gated=snapshot.gated,
+        oids=snapshot.oids,
+    )
 
 
 def _existing(reference: str) -> Path | None:

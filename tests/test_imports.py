@@ -14,8 +14,8 @@ ROOT = Path(quantkit.__file__).parent
 LEVELS = (
     {"tensors", "dtypes", "errors", "units", "versions", "signals", "memory", "strict_yaml"},
     {"weights", "recipe", "distributed", "devices", "texts"},
-    {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile"},
-    {"vocab"},
+    {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile", "manifest", "basecard"},
+    {"vocab", "scheme"},
     {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration"},
     {"gguf_source"},
     {"pipeline"},

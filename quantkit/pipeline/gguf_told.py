@@ -15,21 +15,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from quantkit.basecard import read_front_matter
 from quantkit.errors import NotFoundError, OutOfMemoryError, QuantkitError
 from quantkit.families.gguf_experts import GGUF_EXPERTS
 from quantkit.families.gguf_lookup import gguf_family_of
 from quantkit.families.layers import check_layers
 from quantkit.families.lookup import artifact_config
-from quantkit.plan.gguf_card import Naming, front_matter, naming
+from quantkit.plan.gguf_card import Naming, naming
 from quantkit.plan.gguf_rows import GgufRow, gguf_rows
 from quantkit.plan.gguf_settings import complete_config, experts
 from quantkit.tensors import TensorInfo
 from quantkit.vocab.files import read_object
 from quantkit.vocab.gguf import Vocabulary, gguf_vocabulary
-from quantkit.weights.regular import read_small
 from quantkit.weights.source import Checkpoint
 
-CARD, GENERATION = "README.md", "generation_config.json"
+GENERATION = "generation_config.json"
 UNVERIFIED = "the tokenizer was not compared with llama.cpp's; pip install 'quantkit[ggml]' to have that"
 
 
@@ -142,8 +142,7 @@ def tell(question: _Question) -> Told:
     generation = read_object(question.folder / GENERATION)
     embedding_rows = shapes["token_embd.weight"][0]
     vocabulary = gguf_vocabulary(tokenizer, named.name, embedding_rows, question.config, generation, question.pre)
-    card = question.folder / CARD
-    front = front_matter(read_small(card).decode("utf-8", "replace")) if card.is_file() else {}
+    front = read_front_matter(question.folder)
     said = _verification(vocabulary, tokenizer) if question.verified else None
     named = replace(named, name=vocabulary.name)
     # Limits hold functions, which do not travel; what they mean is in the notes.

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from quantkit.weights.gguf_types import Value
 
 _VERSION = re.compile(r"(v|iter)?[0-9]+([.][0-9]+)*", re.IGNORECASE)
@@ -72,19 +70,6 @@ def naming(reference: str, shapes: Mapping[str, Sequence[int]], experts: int = 0
         parts.get("version"),
         f"https://huggingface.co/{reference}" if on_hub else None,
     )
-
-
-def front_matter(card: str) -> dict[str, Any]:
-    """The YAML at the beginning of a model card, every scalar as text; empty where there is none that can be read."""
-    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", card, re.DOTALL)
-    if match is None:
-        return {}
-    try:
-        # As text: `no` is a language, and 1.10 a version.
-        content = yaml.load(match[1].replace("\t", "  "), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def card_values(naming: Naming, card: Mapping[str, Any], sampling: Mapping[str, Any] | None = None) -> dict[str, Value]:

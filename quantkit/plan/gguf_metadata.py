@@ -28,7 +28,7 @@ def metadata(
         config: complete (`complete_config`), and expressible.
         naming: what the model is called.
         file_type: llama.cpp's number of the file type.
-        card: front matter of the checkpoint's card (`front_matter`).
+        card: front matter of the checkpoint's card (`basecard.front_matter`).
         sampling: generation_config.json.
     """
     general = {

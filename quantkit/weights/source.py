@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Checkpoint:
     repo_id: str | None = None  # None: a local folder
     commit: str | None = None
     download_bytes: int = 0  # what is still to be downloaded before the source can read
+    gated: bool = False  # whether the Hub asks people before it shows the repository
+    oids: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256 or git oid, as the Hub states them
 
 
 def open_folder(folder: Path, reference: str | None = None) -> Checkpoint:

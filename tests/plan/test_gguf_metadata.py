@@ -8,7 +8,8 @@ from gguf_files import Planned
 from gguf_variants import LINEAR, LONG, NAMES, YARN, make
 from tiny import make_model
 
-from quantkit.plan.gguf_card import card_values, front_matter, naming
+from quantkit.basecard import front_matter
+from quantkit.plan.gguf_card import card_values, naming
 from quantkit.plan.gguf_metadata import hyperparameters, metadata
 
 
