@@ -6,13 +6,14 @@ from typing import Any
 
 from quantkit.report import figures, sections
 from quantkit.report.findings import LANGUAGES, failures, headline, task_value, unknown_text, verdict
+from quantkit.report.memory_bars import Machine, memory_bars
 from quantkit.units import format_bytes, format_gib, format_seconds
 from quantkit.weights.files import write_file
 
 TEMPLATE = "check.html"
 
 
-def write_html(record: Mapping[str, Any], path: Path, machines: Sequence[sections.Machine] = ()) -> None:
+def write_html(record: Mapping[str, Any], path: Path, machines: Sequence[Machine] = ()) -> None:
     """Write the page of a check.
 
     Args:
@@ -26,7 +27,7 @@ def write_html(record: Mapping[str, Any], path: Path, machines: Sequence[section
     write_file(path, render_html(record, machines).encode())
 
 
-def render_html(record: Mapping[str, Any], machines: Sequence[sections.Machine] = ()) -> str:
+def render_html(record: Mapping[str, Any], machines: Sequence[Machine] = ()) -> str:
     """The page as text: no script, no address of another file, the same for the same record.
 
     Args:
@@ -57,7 +58,7 @@ def render_html(record: Mapping[str, Any], machines: Sequence[sections.Machine] 
         texts=_texts(record, sets),
         heat_maps=sections.heat_maps(sets),
         drift=sections.drift_lines(sets),
-        memory=sections.memory_bars(sets, machines),
+        memory=memory_bars(sets, machines),
         answers=sections.answers(record, sets),
         cost=_cost(record),
     )
