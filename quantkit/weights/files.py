@@ -11,6 +11,7 @@ from quantkit.errors import DiskError
 from quantkit.units import format_bytes
 
 COPY_BYTES = 16 * 2**20
+READ_BYTES = 64 * 2**20  # one system call
 _HINTS = {
     errno.ENOSPC: "free some space or choose another output folder; the run continues from what is finished",
     errno.EDQUOT: "your quota on this disk is used up; choose another output folder",
@@ -102,6 +103,29 @@ def allocate(descriptor: int, size: int) -> None:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
                 raise
     os.ftruncate(descriptor, size)
+
+
+def read_at(descriptor: int, target: memoryview, offset: int) -> int:
+    """Fill memory from a place of a file; threads may do so at once.
+
+    Args:
+        descriptor: of the file.
+        target: bytes, written.
+        offset: first byte inside the file.
+
+    Returns:
+        Bytes read; fewer than `target` holds where the file ends.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done : done + READ_BYTES]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
+from quantkit.weights.files import read_at
 from quantkit.weights.gguf_header import parse_gguf
 from quantkit.weights.gguf_names import PART, gguf_parts
 from quantkit.weights.gguf_types import GgufTensor, Value
 from quantkit.weights.regular import open_regular, short
 
-READ_BYTES = 64 * 2**20  # one system call
 SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 
 
@@ -134,18 +134,12 @@ def _rows(tensor: GgufTensor) -> tuple[int, int]:
 
 
 def _fill(descriptor: int, target: npt.NDArray[np.uint8], offset: int, tensor: GgufTensor) -> None:
-    view = target.reshape(-1).data
-    done = 0
     try:
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done : done + READ_BYTES]], offset + done)
-            if not count:
-                break
-            done += count
+        done = read_at(descriptor, target.reshape(-1).data, offset)
     except OSError as error:
         raise DiskError(f"cannot read tensor {tensor.name!r} of {tensor.file}: {error.strerror}") from error
-    if done < len(view):
-        found = f"found {done} bytes of tensor {tensor.name!r} at byte {offset}, expected {len(view)}"
+    if done < target.size:
+        found = f"found {done} bytes of tensor {tensor.name!r} at byte {offset}, expected {target.size}"
         raise BadInputError(f"{tensor.file}: {found}", "the file has become shorter; fetch it again")
 
 

@@ -1,5 +1,6 @@
 """What a GGUF file is made of: ggml's tensor types, typed metadata values, and described tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,10 +110,7 @@ class GgufTensor:
     @property
     def elements(self) -> int:
         """Number of weights."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

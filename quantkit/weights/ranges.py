@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
 from quantkit.tensors import ITEM_BYTES, TensorInfo, TensorSource
+from quantkit.weights.files import read_at
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,7 +44,7 @@ class FileRanges:
         raw = self._scratch(out.size * item)
         path = self._folder / info.file
         try:
-            count = _fill(self._descriptor(info.file), raw, info.offset + first * item)
+            count = read_at(self._descriptor(info.file), raw.data, info.offset + first * item)
         except FileNotFoundError as error:
             raise NotFoundError(f"no such file: {path}") from error
         except OSError as error:
@@ -118,17 +119,6 @@ class WholeTensors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._values.clear()
-
-
-def _fill(descriptor: int, target: npt.NDArray[np.uint8], offset: int) -> int:
-    """Bytes read; fewer than asked for at the end of the file."""
-    view, done = memoryview(target.data), 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if not count:
-            break
-        done += count
-    return done
 
 
 def _widen_bf16(raw: npt.NDArray[np.uint8], out: Floats) -> None:
