@@ -6,7 +6,7 @@ from pathlib import Path
 from quantkit.errors import NotFoundError
 from quantkit.hub.download import download, missing_bytes
 from quantkit.hub.repository import needed_files, parse_reference, resolve, small_files
-from quantkit.weights.remote import RemoteHeaders
+from quantkit.weights.remote_headers import RemoteHeaders
 from quantkit.weights.source import Checkpoint, open_folder, read_config
 
 

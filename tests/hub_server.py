@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import save
 
-from quantkit.hub import download, repository
-from quantkit.weights import remote
+from quantkit.hub import repository
+from quantkit.weights import ranged, remote, transfer
 
 REPO = "some/model"
 COMMIT = "1" * 40
@@ -154,11 +154,12 @@ def server(tmp_path, monkeypatch):
     server = Hub(dict(FILES))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    for module in (download, repository, remote):
+    for module in (ranged, repository, remote):
         monkeypatch.setattr(module, "client", lambda: HfApi(endpoint=server.url, token=TOKEN))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(transfer, "WAITS", (0.01, 0.01))
     monkeypatch.chdir(tmp_path)
     huggingface_hub.utils.disable_progress_bars()
     yield server

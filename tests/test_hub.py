@@ -6,14 +6,14 @@ import json
 import hub_server
 import pytest
 from hub_server import COMMIT, FILES, FIRST, INDEX, REPO, SECOND, SMALL, TENSORS, TOKEN, assert_reads
-from huggingface_hub import HfApi
 
 from quantkit.errors import BadInputError, DiskError, NetworkError, NotFoundError
 from quantkit.hub.download import download, missing_bytes
 from quantkit.hub.repository import needed_files, resolve
-from quantkit.weights import remote
+from quantkit.weights import remote_headers, transfer
 from quantkit.weights.local import LocalSource
-from quantkit.weights.remote import RemoteHeaders, translate, weight_files
+from quantkit.weights.remote import translate
+from quantkit.weights.remote_headers import RemoteHeaders, weight_files
 
 server = hub_server.server
 
@@ -105,7 +105,7 @@ def test_headers_without_a_download(server):
 
 
 def test_a_header_longer_than_the_first_range(server, monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_BYTES", 20)
+    monkeypatch.setattr(remote_headers, "FIRST_BYTES", 20)
     assert set(RemoteHeaders(resolve(REPO)).infos) == set(TENSORS)
 
 
@@ -144,8 +144,7 @@ def test_hostile_header_and_ignored_range(server):
         RemoteHeaders(snapshot)
     server.files[FIRST] = FILES[FIRST]
     server.faults = [(FIRST, "whole")]
-    with pytest.raises(BadInputError, match="found the range None"):
-        RemoteHeaders(snapshot)
+    assert set(RemoteHeaders(snapshot).infos) == set(TENSORS)
 
 
 @pytest.mark.parametrize(
@@ -203,21 +202,23 @@ def test_disk_errors(server, monkeypatch):
     snapshot = resolve(REPO)
 
     def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "/cache/file")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(HfApi, "snapshot_download", fail)
-    with pytest.raises(DiskError, match=r"cannot write /cache/file: No space") as caught:
+    monkeypatch.setattr(transfer.os, "fsync", fail)
+    with pytest.raises(DiskError, match=r"cannot write .*: No space"):
         download(snapshot, ["config.json"])
-    assert "HF_HOME" in caught.value.hint
 
 
-def test_a_file_of_another_size(server):
+def test_a_file_of_another_size_is_fetched_again(server):
     snapshot = resolve(REPO)
     folder = download(snapshot, ["config.json"])
     (folder / "config.json").unlink()
     (folder / "config.json").write_bytes(b"{}")
-    with pytest.raises(BadInputError, match=r"config\.json with 2 bytes"):
-        download(snapshot, ["config.json"])
+    download(snapshot, ["config.json"])
+    assert (folder / "config.json").read_bytes() == FILES["config.json"]
+    (folder / "config.json").resolve().write_bytes(b"{}")
+    download(snapshot, ["config.json"])
+    assert (folder / "config.json").read_bytes() == FILES["config.json"]
 
 
 def test_messages_hold_no_token_and_no_signature():

@@ -10,7 +10,8 @@ from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoSibling
 
 from quantkit.errors import BadInputError
-from quantkit.weights.remote import RepoSnapshot, ask, client, weight_files
+from quantkit.weights.remote import RepoSnapshot, ask, client
+from quantkit.weights.remote_headers import weight_files
 
 _REFERENCE = re.compile(r"(?P<repo_id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 # What a quantized checkpoint is made from or must carry along, in lower case; never code.

@@ -1,11 +1,55 @@
-"""What a file is: its sha256."""
+"""What a file is: its sha256, or the name that git gives it."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+BLOCK_BYTES = 2**20
 THREADS = 4  # hashing lets go of the interpreter lock; more threads than this wait for the disk
+
+
+class Digest:
+    """The hash of a file as the Hub names it, of bytes as they come.
+
+    Args:
+        oid: what is expected, which says the kind of hash: the sha256 of an LFS file (64 digits), or git's name of
+            a blob (40 digits), the sha1 of its length and its bytes.
+        size: bytes of the whole file.
+    """
+
+    def __init__(self, oid: str, size: int) -> None:
+        is_git = len(oid) == 40
+        self._hash = hashlib.sha1(usedforsecurity=False) if is_git else hashlib.sha256()
+        if is_git:
+            self._hash.update(b"blob %d\0" % size)
+
+    def update(self, block: bytes) -> None:
+        """Add bytes."""
+        self._hash.update(block)
+
+    def hexdigest(self) -> str:
+        """The hash so far, in hexadecimal."""
+        return self._hash.hexdigest()
+
+
+def has_hash(path: Path, oid: str, size: int, told: Callable[[int], None] = lambda count: None) -> bool:
+    """Whether a file is there with this size and hash.
+
+    Args:
+        path: the file.
+        oid: a sha256, or git's name of a blob.
+        size: bytes.
+        told: of bytes that were read.
+    """
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    digest = Digest(oid, size)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            told(len(block))
+    return digest.hexdigest() == oid
 
 
 def file_hash(path: Path) -> str:

@@ -1,15 +1,16 @@
-"""A repository's headers and small files at one commit, without its weights; and the Hub's errors."""
+"""A repository of the Hub at one commit, and requests to the Hub: made again, and their errors in the user's words."""
 
 import errno
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NoReturn, TypeVar
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     DisabledRepoError,
     EntryNotFoundError,
@@ -23,21 +24,16 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
     XetDownloadError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from quantkit.errors import BadInputError, DiskError, NetworkError, NotFoundError, QuantkitError
-from quantkit.tensors import TensorInfo
-from quantkit.weights.header import LENGTH_BYTES, header_length, parse_header
-from quantkit.weights.local import join_shards, parse_index
 
-FIRST_BYTES = 100_000  # holds most headers
-PARALLEL_HEADERS = 8
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
-TIMEOUT_SECONDS = 30.0
+LONGEST_WAIT = 600.0  # seconds; the Hub counts requests in windows of five minutes
 # hf_xet, in Rust, reports every failure as a RuntimeError.
 CLIENT_ERRORS = (HTTPError, XetDownloadError, HFValidationError, OSError, EOFError, RuntimeError)
+_OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 _LOGIN = "if it is private, log in with `hf auth login` or set HF_TOKEN"
 # The client's error, our sentence, our hint; the first that fits (a gated repository is also "not found").
 _ABSENT: tuple[tuple[type[BaseException], str, str], ...] = (
@@ -66,99 +62,23 @@ class RepoSnapshot:
     private: bool = False
     oids: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256 (LFS) or git blob sha1, hex
 
-
-class RemoteHeaders:
-    """The tensors of a snapshot by their headers alone; a `TensorSource` that cannot read.
-
-    Attributes:
-        weight_map: tensor name -> file. All that is known where a repository has only `.bin` files,
-            whose headers cannot be had without a download (empty for a single one).
-        total_size: bytes of all tensors, or of the files where the headers are not known.
-
-    Raises:
-        BadInputError: an index or a header that breaks the rules.
-        NotFoundError: no weights in the repository, or no access.
-        NetworkError: the Hub was not reached.
-    """
-
-    def __init__(self, snapshot: RepoSnapshot) -> None:
-        self.snapshot = snapshot
-        files = weight_files(snapshot.files)
-        index = next((name for name in files if name.endswith(".index.json")), None)
-        weights = [name for name in files if name != index]
-        self.weight_map: Mapping[str, str] = {}
-        if index is not None:
-            self.weight_map = parse_index(fetch(snapshot, index).read_bytes(), index)
-            weights = sorted(set(self.weight_map.values()))
-        if absent := [name for name in weights if name not in snapshot.files]:
-            raise NotFoundError(f"{snapshot.repo_id}: {index} names {absent[0]}, which is not there")
-        self._infos: dict[str, TensorInfo] = {}
-        self.total_size = sum(snapshot.files[name] for name in weights)
-        if weights[0].endswith(".safetensors"):
-            with ThreadPoolExecutor(PARALLEL_HEADERS) as pool:
-                headers = dict(zip(weights, pool.map(self._read_header, weights), strict=True))
-            self._infos = join_shards(self.weight_map, headers, index or weights[0])
-            self.weight_map = {name: info.file for name, info in self._infos.items()}
-            self.total_size = sum(info.nbytes for info in self._infos.values())
-
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name; empty where only the `weight_map` is known."""
-        return self._infos
-
-    def read(self, name: str) -> NoReturn:
-        """Never a tensor: weights need a download.
+    def oid(self, name: str) -> str:
+        """The hash that a file must have.
 
         Raises:
-            NotFoundError: always.
+            NotFoundError: there is no such file.
+            BadInputError: the Hub gave none for it.
         """
-        raise NotFoundError(f"{self.snapshot.repo_id}: {name!r} was not downloaded, only its header")
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def _read_header(self, name: str) -> dict[str, TensorInfo]:
-        size = self.snapshot.files[name]
-        raw = _read_beginning(self.snapshot, name, min(FIRST_BYTES, size))
-        end = LENGTH_BYTES + header_length(raw, size, name)
-        if end > len(raw):
-            raw = _read_beginning(self.snapshot, name, end)
-        return parse_header(raw, size, name)
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """The files that hold a repository's weights once: its index and shards, or one file.
-
-    safetensors go before `.bin`; other copies of the weights (other frameworks, `consolidated`,
-    variants) are left out.
-
-    Raises:
-        NotFoundError: there are none, or several and no index.
-    """
-    plain = sorted(name for name in names if "/" not in name and not name.startswith("consolidated"))
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        single, index = stem + suffix, f"{stem}{suffix}.index.json"
-        if single in plain:
-            return [single]
-        files = [name for name in plain if name.endswith(suffix)]
-        if index in plain:
-            shards = [name for name in files if _SHARD.fullmatch(name)]
-            return [index, *([name for name in shards if name.startswith(f"{stem}-")] or shards or files)]
-        if len(files) == 1 and suffix == ".safetensors":
-            return files
-    raise NotFoundError("no weights in this repository, expected model.safetensors or an index with its shards")
-
-
-def fetch(snapshot: RepoSnapshot, name: str) -> Path:
-    """A small file of the snapshot, from the cache or the Hub.
-
-    Raises:
-        NotFoundError: no such file, or no access.
-        NetworkError: the Hub was not reached.
-        DiskError: the cache cannot hold it.
-    """
-    download = client().hf_hub_download
-    return Path(ask(snapshot.repo_id, lambda: download(snapshot.repo_id, name, revision=snapshot.commit)))
+        if name not in self.files:
+            raise NotFoundError(f"{self.repo_id} has no file {name} at {self.commit[:12]}")
+        oid = self.oids.get(name, "")
+        if not _OID.fullmatch(oid):
+            raise BadInputError(
+                f"{self.repo_id}: found {f'the hash {oid!r:.80}' if oid else 'no hash'} of {name} on the Hub, "
+                "expected a sha256 or git's sha1",
+                "what this server sends cannot be verified; take the repository from huggingface.co",
+            )
+        return oid
 
 
 def client() -> HfApi:
@@ -179,8 +99,30 @@ def ask(repo_id: str, call: Callable[[], _Answer], revision: str | None = None) 
             failure = translate(error, repo_id, revision)
             if wait is None or constants.HF_HUB_OFFLINE or not isinstance(failure, NetworkError):
                 raise failure from error
-            time.sleep(wait)
+            time.sleep(max(wait, asked_wait(error)))
     raise AssertionError("unreachable")
+
+
+def asked_wait(error: BaseException) -> float:
+    """Seconds that the server asks to be left alone: Retry-After in either form, or its rate limit; 0 if it does not.
+
+    Longer waits than ten minutes are cut to that.
+    """
+    response = getattr(error, "response", None)
+    if response is None:
+        return 0.0
+    asked = str(response.headers.get("Retry-After", "")).strip()
+    seconds = 0.0
+    if asked.isdecimal():
+        seconds = float(asked)
+    elif asked:
+        with suppress(ValueError, TypeError):  # by the server's clock, where it tells its time
+            now = response.headers.get("Date")
+            since = parsedate_to_datetime(now) if now else datetime.now(UTC)
+            seconds = (parsedate_to_datetime(asked) - since).total_seconds()
+    elif response.status_code == 429 and (limit := parse_ratelimit_headers(response.headers)):
+        seconds = float(limit.reset_in_seconds) if limit.remaining == 0 else 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT)
 
 
 def translate(error: BaseException, repo_id: str, revision: str | None = None) -> QuantkitError:
@@ -218,26 +160,3 @@ def _said(error: BaseException) -> str:
     """One short line of an error, without the query of an address or anything like a token."""
     line = (str(error).strip() or type(error).__name__).split("\n")[0]
     return re.sub(r"hf_\w+", "hf_...", re.sub(r"\?\S+", "", line))[:200]
-
-
-def _read_beginning(snapshot: RepoSnapshot, name: str, count: int) -> bytes:
-    """The first bytes of a file of the snapshot."""
-    url = hf_hub_url(snapshot.repo_id, name, revision=snapshot.commit, endpoint=client().endpoint)
-    wanted = {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
-    headers = build_hf_headers(library_name="quantkit") | wanted
-    size = snapshot.files[name]
-
-    def read() -> bytes:
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
-            hf_raise_for_status(response)
-            # A server that ignores the range would send the whole shard.
-            found = response.headers.get("Content-Range")
-            expected = f"bytes 0-{count - 1}/{size}"
-            if response.status_code != 206 or found != expected:
-                raise BadInputError(f"{name}: found the range {found!r} on the Hub, expected {expected!r}")
-            raw = b"".join(response.iter_raw())
-        if len(raw) != count:
-            raise EOFError(f"{name}: {len(raw)} of {count} bytes came")
-        return raw
-
-    return ask(snapshot.repo_id, read)
