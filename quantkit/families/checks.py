@@ -25,7 +25,9 @@ LARGEST = {
 }
 MAY_BE_NULL = ("num_key_value_heads", "head_dim", "sliding_window")
 # Names of one size in different families; the first is what messages and most families use.
+DEPTH = ("num_hidden_layers", "num_layers")
 HIDDEN = ("hidden_size", "d_model")
+INNER = ("intermediate_size", "ffn_dim")
 HEADS = ("num_attention_heads", "attention_heads")
 ABOVE_ZERO = (
     "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "norm_epsilon", "rope_theta",
@@ -65,9 +67,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     if type(padding) is int and padding >= vocabulary:
         raise _bad("pad_token_id", padding, f"an id below vocab_size {vocabulary}")
     for key in DTYPE_KEYS:
-        stated = config.get(key)
-        if stated is not None and stated not in DTYPE_CHOICES:
-            raise _bad(key, stated, "float32, float16 or bfloat16")
+        dtype = config.get(key)
+        if dtype is not None and dtype not in DTYPE_CHOICES:
+            raise _bad(key, dtype, "float32, float16 or bfloat16")
 
 
 def check_model_type(config: Mapping[str, Any], expected: str) -> None:
@@ -76,10 +78,15 @@ def check_model_type(config: Mapping[str, Any], expected: str) -> None:
     Raises:
         BadInputError: they contradict one another, or there is none.
     """
-    stated = config.get("model_type")
-    if stated != expected:
+    found = config.get("model_type")
+    if found != expected:
         architecture = str(config["architectures"][0])
-        raise _bad("model_type", stated, f"{expected!r}, as {architecture} has it")
+        raise _bad("model_type", found, f"{expected!r}, as {architecture} has it")
+
+
+def stated(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """A size by the first of its names that a sane config.json has."""
+    return next((config[name] for name in names if config.get(name)), None)
 
 
 def refusal(error: Exception, config: Mapping[str, Any]) -> str:
@@ -110,7 +117,7 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
 
 
 def _check_heads(config: Mapping[str, Any]) -> None:
-    hidden, heads = _first(config, HIDDEN), _first(config, HEADS)
+    hidden, heads = stated(config, HIDDEN), stated(config, HEADS)
     key_value = config.get("num_key_value_heads")
     if heads is None:
         return
@@ -140,10 +147,6 @@ def _check_rope(path: str, rope: Mapping[str, Any]) -> None:
             raise _bad(where, value, "a number above 0")
         elif isinstance(value, list) and not all(_is_above_zero(part) for part in value):
             raise _bad(where, value, "a list of numbers above 0")
-
-
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((config[name] for name in names if name in config), None)
 
 
 def _is_whole(value: object) -> bool:

@@ -6,14 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantkit.errors import BadInputError
+from quantkit.families.checks import DEPTH, HEADS, HIDDEN, INNER, stated
 from quantkit.families.family import Family
 from quantkit.tensors import FLOATS, TensorInfo
 
-# Names of one size in different families' configurations.
-DEPTH = ("num_hidden_layers", "num_layers")
-HIDDEN = ("hidden_size", "d_model")
-INNER = ("intermediate_size", "ffn_dim")
-HEADS = ("num_attention_heads", "attention_heads")
 # The last part of a linear's name -> its out_features and in_features.
 LINEARS = {
     "q_proj": ("queries", "hidden"),
@@ -52,9 +48,9 @@ def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, 
     if config.get("tie_word_embeddings") is not False:  # the head may be the embedding
         ends = [name for name in ends if name in infos]
     for name in ends:
-        _check(infos, name, (sizes.get("vocabulary"), sizes.get("hidden")))
+        required(infos, name, (sizes.get("vocabulary"), sizes.get("hidden")))
     layers = _by_layer(family, infos)
-    depth = _first(config, DEPTH) or len(layers)
+    depth = stated(config, DEPTH) or len(layers)
     named = Counter(suffix for names in layers.values() for suffix in names)
     # A name belongs where most layers have it; ties are for transformers' model to decide.
     common = [suffix for suffix, count in named.items() if 2 * count > min(depth, len(layers))]
@@ -65,13 +61,40 @@ def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, 
     common += [name for name in wanted if name not in common]
     for layer in range(depth):
         for suffix in common:
-            _check(infos, f"{family.layers}.{layer}.{suffix}", _wanted(suffix, sizes))
+            required(infos, f"{family.layers}.{layer}.{suffix}", _wanted(suffix, sizes))
     for info in infos.values():
         if _is_surplus(family, info.name, depth):
             where = f" of {depth}" if info.name.startswith(family.layers + ".") else ""
             raise BadInputError(
                 f"tensor {info.name} has no place in a {family.name} model{where}: surplus in {info.file}"
             )
+
+
+def required(infos: Mapping[str, TensorInfo], name: str, shape: tuple[int | None, ...] | None = None) -> TensorInfo:
+    """A tensor that a checkpoint must hold, in a float dtype.
+
+    Args:
+        infos: every tensor of the checkpoint.
+        name: of this one.
+        shape: its sizes, with None for those that are left open; None: any shape.
+
+    Raises:
+        BadInputError: it is missing, of another shape or not of a float dtype.
+    """
+    sizes = [size or "any" for size in shape or ()]
+    if name not in infos:
+        packed = next((found for found in infos if found.endswith((".qweight", ".weight_packed"))), None)
+        hint = f"it holds {packed}: start from the 16-bit checkpoint that it was made from" if packed else None
+        raise BadInputError(f"tensor {name}{f' {sizes}' if sizes else ''} is missing from the checkpoint", hint)
+    info = infos[name]
+    if shape is not None and (
+        len(info.shape) != len(shape)
+        or any(size not in (None, found) for size, found in zip(shape, info.shape, strict=True))
+    ):
+        raise BadInputError(f"tensor {name} in {info.file} is {list(info.shape)}, config.json asks for {sizes}")
+    if info.dtype not in FLOATS:
+        raise BadInputError(f"tensor {name} in {info.file} is {info.dtype}, expected F32, F16 or BF16")
+    return info
 
 
 def _is_surplus(family: Family, name: str, depth: int) -> bool:
@@ -102,7 +125,7 @@ def _by_layer(family: Family, infos: Mapping[str, TensorInfo]) -> dict[int, list
 
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """The sizes that are stated, by the words of LINEARS."""
-    hidden, inner, heads = (_first(config, names) for names in (HIDDEN, INNER, HEADS))
+    hidden, inner, heads = (stated(config, names) for names in (HIDDEN, INNER, HEADS))
     head = config.get("head_dim") or (hidden // heads if hidden and heads else None)
     if vocabulary := config.get("vocab_size"):
         yield "vocabulary", vocabulary
@@ -125,24 +148,3 @@ def _wanted(suffix: str, sizes: Mapping[str, int]) -> tuple[int | None, ...] | N
     if words is None or leaf not in ("weight", "bias"):
         return None
     return tuple(sizes.get(word) for word in (words if leaf == "weight" else words[:1]))
-
-
-def _check(infos: Mapping[str, TensorInfo], name: str, wanted: tuple[int | None, ...] | None) -> None:
-    if name not in infos:
-        packed = next((found for found in infos if found.endswith((".qweight", ".weight_packed"))), None)
-        hint = f"it holds {packed}: start from the 16-bit checkpoint that it was made from" if packed else None
-        shape = f" {[size or 'any' for size in wanted]}" if wanted else ""
-        raise BadInputError(f"tensor {name}{shape} is missing from the checkpoint", hint)
-    info = infos[name]
-    if wanted is not None and (
-        len(info.shape) != len(wanted)
-        or any(size not in (None, found) for size, found in zip(wanted, info.shape, strict=True))
-    ):
-        expected = [size or "any" for size in wanted]
-        raise BadInputError(f"tensor {name} in {info.file} is {list(info.shape)}, config.json asks for {expected}")
-    if info.dtype not in FLOATS:
-        raise BadInputError(f"tensor {name} in {info.file} is {info.dtype}, expected F32, F16 or BF16")
-
-
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((config[name] for name in names if config.get(name)), None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit.families.family import Family
 from quantkit.families.gguf_family import GgufFamily
@@ -11,17 +11,15 @@ from quantkit.families.lookup import artifact_config
 from quantkit.formats.mixture_tables import FTYPES
 from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf_told import Told, told_apart
+from quantkit.plan.gguf_card import Naming
 from quantkit.plan.gguf_limits import differences
 from quantkit.plan.gguf_metadata import metadata
+from quantkit.plan.gguf_rows import GgufRow
 from quantkit.plan.gguf_settings import experts, head_dim, size_of
 from quantkit.plan.target_size import Shape
 from quantkit.tensors import TensorSource
 from quantkit.weights.gguf_types import Value
 from quantkit.weights.source import Checkpoint
-
-if TYPE_CHECKING:
-    from quantkit.plan.gguf_card import Naming
-    from quantkit.plan.gguf_rows import GgufRow
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,12 @@ class GgufModel:
     base_bytes: int  # memory of this process before it compiled an encoder
 
     @property
-    def rows(self) -> "tuple[GgufRow, ...]":
+    def rows(self) -> tuple[GgufRow, ...]:
         """Every tensor, in the order of the files."""
         return self.told.rows
 
     @property
-    def naming(self) -> "Naming":
+    def naming(self) -> Naming:
         """What the files are called."""
         return self.told.naming
 
@@ -70,14 +68,10 @@ class GgufModel:
 
     def shape(self) -> Shape:
         """What the type mixtures ask."""
-        told = metadata(self.gguf, self.told.config, self.naming, 0)
-        sizes: dict[str, Any] = {
-            key.removeprefix(f"{self.gguf.architecture}."): value.value for key, value in told.items()
-        }
         return Shape(
-            heads=sizes["attention.head_count"],
-            kv_heads=sizes.get("attention.head_count_kv", sizes["attention.head_count"]),
-            layers=sizes["block_count"],
+            heads=size_of(self.gguf, self.told.config, "attention.head_count"),
+            kv_heads=size_of(self.gguf, self.told.config, "attention.head_count_kv"),
+            layers=size_of(self.gguf, self.told.config, "block_count"),
             experts=experts(self.told.config),
             architecture=self.gguf.architecture,
         )

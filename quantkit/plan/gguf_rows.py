@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from quantkit.errors import BadInputError
 from quantkit.families.family import Family
 from quantkit.families.gguf_family import GgufFamily, Piece
+from quantkit.families.layers import required
 from quantkit.formats.gguf_transforms import Assembly, Numbers, Part, Sines
 from quantkit.formats.mixtures import file_order
 from quantkit.plan.gguf_limits import check_expressible
 from quantkit.plan.gguf_rope import rope_tensors
 from quantkit.plan.gguf_settings import SCALES, Config, experts, head_dim, size_of
-from quantkit.tensors import FLOATS, TensorInfo
+from quantkit.tensors import TensorInfo
 
 Infos = Mapping[str, TensorInfo]
 # XGLM numbers its positions from here, and llama.cpp's GPT-2 from 0.
@@ -136,13 +137,7 @@ def _head_rows(info: TensorInfo, piece: Piece, gguf: GgufFamily, config: Config)
 
 
 def _found(name: str, infos: Infos) -> TensorInfo:
-    info = infos.get(name)
-    if info is None:
-        packed = next((other for other in infos if other.endswith((".qweight", ".weight_packed"))), None)
-        hint = f"it holds {packed}: start from the 16-bit checkpoint that it was made from" if packed else None
-        raise BadInputError(f"tensor {name} is missing from the checkpoint", hint)
-    if info.dtype not in FLOATS:
-        raise BadInputError(f"tensor {name} in {info.file} is {info.dtype}, expected F32, F16 or BF16")
+    info = required(infos, name)
     if not info.elements or not info.shape:
         raise BadInputError(f"tensor {name} in {info.file} is {list(info.shape)}, expected a vector or a matrix")
     return info
