@@ -6,6 +6,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ("loopback.plugin",)
+
 # The same examples in every run, so that a change is never refused by luck; HYPOTHESIS_PROFILE=explore looks further.
 settings.register_profile("repeat", derandomize=True)
 settings.register_profile("explore", derandomize=False)
