@@ -1,7 +1,8 @@
 """The model card of a base checkpoint: its front matter, and the part of it that an artifact carries along."""
 
+import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ CARD = "README.md"
 TEXTS = ("license", "license_name", "license_link", "pipeline_tag", "library_name")
 LISTS = ("language", "tags")  # a text alone becomes a list of one
 GATE = "extra_gated_"  # what the Hub asks of people before it shows them a gated repository
+LICENCES = ("*license*", "*licence*", "copying*", "*notice*", "*use_policy*")  # file names, in lower case
 # What strangers wrote is bounded: an alias of YAML makes a few bytes into any number of values.
 MOST_VALUES, DEEPEST, LONGEST_TEXT, LONGEST_WORD = 1000, 4, 20_000, 200
 
@@ -39,6 +41,11 @@ def read_front_matter(folder: Path) -> dict[str, Any]:
     """
     card = folder / CARD
     return front_matter(read_small(card).decode("utf-8", "replace")) if card.is_file() else {}
+
+
+def licence_files(names: Iterable[str]) -> list[str]:
+    """The files of a checkpoint that say what may be done with it."""
+    return sorted(name for name in names if any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in LICENCES))
 
 
 def carried(front: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.errors import BadInputError
-from quantkit.weights.files import write_file
+from quantkit.weights.files import holds, write_file
 from quantkit.weights.hashes import file_hashes
 from quantkit.weights.header import parse_object
 from quantkit.weights.regular import read_small, short
@@ -68,13 +68,15 @@ class Manifest(BaseModel):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write quantkit.json: the same manifest gives the same bytes.
+    """Write quantkit.json, unless it is there: the same manifest gives the same bytes.
 
     Raises:
         DiskError: the folder cannot be written.
     """
-    write_file(folder / MANIFEST_FILE, _text(manifest.model_dump(mode="json")))
-    return folder / MANIFEST_FILE
+    path, raw = folder / MANIFEST_FILE, _text(manifest.model_dump(mode="json"))
+    if not holds(path, raw, len(raw)):
+        write_file(path, raw)
+    return path
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -14,6 +14,7 @@ from quantkit.pipeline.costs import Meter
 from quantkit.pipeline.gguf_files import Target, fingerprint, finished_record, open_targets, present, write_record
 from quantkit.pipeline.gguf_job import GgufJob, Output, preflight
 from quantkit.pipeline.gguf_slabs import Worker, slabs
+from quantkit.pipeline.provenance import gguf_base, write_gguf_manifest
 from quantkit.plan.gguf_rows import GgufRow
 from quantkit.progress import Progress, Silent
 from quantkit.runlock import locked
@@ -84,6 +85,7 @@ def _run(
         spent = meter.read()
         for output in open_outputs:
             records[output.ftype] = write_record(job, output, inputs, about_imatrix, spent)
+    write_gguf_manifest(job.folder, gguf_base(job.model.checkpoint))
     return Result(job.folder, tuple(records[output.ftype] or {} for output in job.outputs))
 
 

@@ -14,13 +14,15 @@ from quantkit.errors import BadInputError
 from quantkit.formats.ggml.native import NATIVE_TYPES
 from quantkit.pipeline.costs import Cost
 from quantkit.pipeline.gguf_job import GgufJob, Output
+from quantkit.pipeline.provenance import RECORD as RECORD
+from quantkit.pipeline.provenance import carry_licences, gguf_base
 from quantkit.versions import version, versions
 from quantkit.weights.files import disk_failure, holds, write_file
 from quantkit.weights.gguf_layout import Part
 from quantkit.weights.gguf_write import GgufWriter
+from quantkit.weights.hashes import file_hashes
 from quantkit.weights.source import Checkpoint
 
-RECORD = ".quantkit.json"  # behind the stem of the first file
 SCHEMA_VERSION = 1
 
 
@@ -141,14 +143,20 @@ def write_record(
 ) -> dict[str, Any]:
     """Say beside a finished model what it is and what it cost."""
     model = job.model
+    into_own_folder = job.options.out is None or job.options.out.suffix != ".gguf"
+    beside, left = carry_licences(model.checkpoint, job.folder) if into_own_folder else ({}, [])
+    if about_imatrix and (job.folder / about_imatrix["file"]).exists():
+        beside[about_imatrix["file"]] = about_imatrix["sha256"]
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": "finished",
         "fingerprint": inputs,
         "source": {"reference": Path(model.checkpoint.reference).name, "repo": model.checkpoint.repo_id,
                    "commit": model.checkpoint.commit},
+        "base": gguf_base(model.checkpoint).model_dump(mode="json"),
         "type": output.ftype,
         "files": {part.file_name: part.header.total_bytes for part in output.parts},
+        "sha256": file_hashes(job.folder, output.files) | beside,
         "bytes": output.nbytes,
         "bits_per_weight": round(job.bits_per_weight(output), 4),
         "tensors": dict(Counter(output.types)),
@@ -161,7 +169,7 @@ def write_record(
         "predicted": {"host_bytes": job.budget.host_bytes, "disk_bytes": job.budget.disk_bytes,
                       "seconds": round(job.budget.seconds, 1)},
         "measured": {**spent, "disk_bytes": sum(one.nbytes for one in job.outputs)},
-        "notes": list(job.notes),
+        "notes": [*job.notes, *(f"{name} is another than the checkpoint's, and left alone" for name in left)],
     }  # fmt: skip
     write_file(_record_path(job, output), _text(record))
     return record

@@ -25,6 +25,7 @@ from processes import HANG_SECONDS
 
 from quantkit import signals
 from quantkit.cli import _run, main
+from quantkit.manifest import MANIFEST_FILE
 from quantkit.pipeline import gguf_slabs
 from quantkit.runlock import LOCK_FILE, locked
 from quantkit.weights import gguf_write
@@ -120,7 +121,9 @@ def contents(folder):
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in [name for name in found if name.endswith(".json")]:
         record = json.loads(found[name])
-        found[name] = {key: value for key, value in record.items() if key not in ("measured", "predicted")}
+        found[name] = {key: value for key, value in record.items() if key not in ("measured", "predicted", "digest")}
+        if name == MANIFEST_FILE:
+            found[name]["files"] = {one: it for one, it in record["files"].items() if not one.endswith(".json")}
     return found
 
 
@@ -134,6 +137,8 @@ def assert_nothing_broken(folder, expected):
             assert data["status"] in ("writing", "finished")
             if data["status"] == "finished":
                 assert set(data["files"]) <= found.keys()
+        elif name == MANIFEST_FILE:
+            assert set(data["files"]) <= found.keys()
         else:
             assert name == LOCK_FILE or name.endswith(PARTIAL), name
 
