@@ -1,0 +1,165 @@
+"""One file on its way to the Hub: its bytes counted, its errors named."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+from quantkit.errors import BadInputError, DiskError
+from quantkit.weights.remote import CLIENT_ERRORS
+
+GIT_BYTES = 2**24  # the Hub keeps no larger files in git
+Sent = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to publish, as it was when it was hashed.
+
+    Attributes:
+        name: in the repository.
+        path: on this machine.
+        size: bytes.
+        sha256: what it is called where the Hub keeps it outside of git.
+        git_id: what git calls it; empty for a file that is too large for git.
+        changed_ns: time of its last change.
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    git_id: str
+    changed_ns: int = 0
+
+    @classmethod
+    def of(cls, folder: Path, name: str, sha256: str) -> "LocalFile":
+        """A file of a folder, under its own name.
+
+        Raises:
+            DiskError: it cannot be read.
+        """
+        path = folder / name
+        try:
+            stat = path.stat()
+            git_id = git_blob_id(path.read_bytes()) if stat.st_size <= GIT_BYTES else ""
+        except OSError as error:
+            raise DiskError(f"cannot read {path}: {error.strerror}") from error
+        return cls(name, path, stat.st_size, sha256, git_id, stat.st_mtime_ns)
+
+
+def git_blob_id(data: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def operation(file: LocalFile) -> CommitOperationAdd:
+    """The client's own word for a file to add; the file is not hashed again.
+
+    Raises:
+        BadInputError: the file has changed since it was hashed.
+        DiskError: it cannot be read.
+    """
+    try:
+        stat = file.path.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (file.size, file.changed_ns):
+            raise BadInputError(f"{file.path} has changed since the push began", "let what writes it end, push again")
+        added = CommitOperationAdd(file.name, str(file.path))
+    except OSError as error:
+        raise DiskError(f"cannot read {file.path}: {error.strerror}") from error
+    added.upload_info.sha256 = bytes.fromhex(file.sha256)
+    return added
+
+
+def upload(api: HfApi, repo_id: str, branch: str, file: LocalFile, sent: Sent) -> CommitOperationAdd:
+    """Bring a large file's bytes to the Hub, for a commit that follows; those that are there are not sent again.
+
+    Args:
+        api: the client.
+        repo_id: organisation/name.
+        branch: of the commit.
+        file: to send.
+        sent: told how many more bytes are on their way.
+
+    Returns:
+        What the commit takes.
+
+    Raises:
+        The client's errors, and those of `operation`.
+    """
+    added = operation(file)
+    with contextlib.ExitStack() as stack:
+        if _over_http():
+            added.path_or_fileobj = stack.enter_context(_Counted(file.path, sent))
+        with unwrapped(repo_id):
+            api.preupload_lfs_files(repo_id, [added], revision=branch, free_memory=False)
+    added.path_or_fileobj = str(file.path)  # what is no LFS file for the Hub travels with the commit
+    return added
+
+
+@contextlib.contextmanager
+def discreet() -> Iterator[None]:
+    """The client's log without signed addresses."""
+    logger, discretion = logging.getLogger("huggingface_hub.utils._http"), _WithoutQueries()
+    logger.addFilter(discretion)
+    try:
+        yield
+    finally:
+        logger.removeFilter(discretion)
+
+
+@contextlib.contextmanager
+def unwrapped(repo_id: str) -> Iterator[None]:
+    """The cause of an error that the client has wrapped; a sentence for one that has no class of its own.
+
+    Raises:
+        BadInputError: the Hub refuses a file or the card.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # "Error while uploading", whatever the reason was
+        if isinstance(error.__cause__, CLIENT_ERRORS):
+            raise error.__cause__ from None
+        raise
+    except json.JSONDecodeError as error:  # the client reads the answer before it looks at its status
+        raise EOFError("the answer was not JSON") from error
+    except ValueError as error:
+        raise BadInputError(f"the Hub refuses files for {repo_id}: {' '.join(str(error).split())[:300]}") from error
+
+
+class _WithoutQueries(logging.Filter):
+    """The client logs the addresses that it tries again; what signs them is nobody's business."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always kept, and without the query."""
+        record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), None
+        return True
+
+
+class _Counted(io.BufferedReader):
+    """A file that says how much of it was read; what is read again, for another try, counts once."""
+
+    def __init__(self, path: Path, sent: Sent) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self._sent, self._told = sent, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As every file."""
+        data = super().read(size)
+        if (place := self.tell()) > self._told:
+            self._sent(place - self._told)
+            self._told = place
+        return data
+
+
+def _over_http() -> bool:
+    """Whether the client will use plain LFS. Xet takes files by their names only, and shows its own progress."""
+    return bool(constants.HF_HUB_DISABLE_XET) or importlib.util.find_spec("hf_xet") is None
