@@ -57,7 +57,7 @@ def checked(model: type[_Model], fields: dict[str, Any], what: str) -> _Model:
             raise BadInputError(f"unknown {what} key {shortened(where)}", did_you_mean(path[-1], known)) from error
         if first["type"] == "missing":
             raise BadInputError(f"{what} key {where!r} is missing") from error
-        reason = first["msg"].replace("valid tuple", "list").replace("Tuple", "List")
+        reason = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "List")
         hint = "put it in quotes" if first["type"] == "string_type" and _is_number(first["input"]) else None
         raise BadInputError(f"{what} {where}: {reason}, found {shortened(first['input'])}", hint) from error
 

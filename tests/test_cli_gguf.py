@@ -123,6 +123,30 @@ def test_the_command_itself(model):
     assert content(Path("model-GGUF/model-427K-Q8_0.gguf"))["blk.1.ffn_down.weight"][0] == "Q8_0"
 
 
+def test_a_recipe_says_what_options_do_not(quantkit, model):
+    Path("mine.yaml").write_text(
+        "method: gguf\ntype: Q4_0\ntensor_types: ['ffn_down=Q8_0']\nsplit_max_size: 300kB\nimatrix: auto\n"
+        "calibration: {samples: 2, sequence_length: 16}\n"
+    )
+    assert quantkit(model, "--recipe", "mine.yaml", "--imatrix", "none")[0] == 0
+    parts = sorted(Path("model-GGUF").glob("*.gguf"))
+    assert [part.name for part in parts] == [f"model-427K-Q4_0-0000{n}-of-00002.gguf" for n in (1, 2)]
+    types = {name: entry[0] for part in parts for name, entry in content(part).items()}
+    assert (types["blk.1.ffn_down.weight"], types["blk.1.ffn_up.weight"]) == ("Q8_0", "Q4_0")
+    plan = json.loads(quantkit(model, "--recipe", "mine.yaml", "--type", "Q8_0", "--dry-run", "--json")[1])
+    assert [output["type"] for output in plan["outputs"]] == ["Q8_0"]
+    assert quantkit(model, "--recipe", "gguf-q8_0", "--target-size", "1GB", "--dry-run")[0] == 0
+
+
+def test_a_recipe_for_gptq_makes_no_gguf_files(quantkit, model):
+    code, _, err = quantkit(model, "--recipe", "gptq-int4")
+    assert (code, err.splitlines()) == (
+        3,
+        ["quantkit: gptq-int4: this recipe makes a GPTQ checkpoint (method: gptq)",
+         "hint: take it with quantkit gptq --recipe"],
+    )  # fmt: skip
+
+
 # Wrong options.
 
 REFUSED = {

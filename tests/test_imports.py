@@ -16,7 +16,7 @@ LEVELS = (
     {"weights", "recipe", "distributed", "devices", "texts"},
     {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile", "manifest", "basecard"},
     {"vocab", "scheme"},
-    {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration"},
+    {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration", "release_file"},
     {"gguf_source"},
     {"pipeline"},
     {"commands"},

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantkit.errors import BadInputError, QuantkitError
-from quantkit.families.lookup import BY_ARCHITECTURE
 from quantkit.recipe import Calibration, Recipe, Rule, data_folder, load_recipe, make_recipe, matches
 from quantkit.tensors import Grid
 
@@ -223,29 +222,15 @@ def test_a_recipe_cannot_be_changed():
         Recipe().bits = 8
 
 
-def test_the_recipes_of_the_manual_are_shipped():
-    assert {"gptq-int3", "gptq-int4", "gptq-int4-g32", "gptq-int8", "rtn-int4-per-row"} <= set(SHIPPED)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_loads_and_says_what_its_name_says(name):
-    recipe = make_recipe(load_recipe(name))
-    assert name.startswith(f"{recipe.method}-int{recipe.bits}")
-    assert recipe.skip == ("lm_head",)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_names_no_model(name):
-    fields = load_recipe(name)
-    values = str(list(fields.values())).lower()
-    assert "/" not in values
-    words = {family.name for family in BY_ARCHITECTURE.values()} | {"xverse", "xgen", "xwin", "xglm"}
-    assert not [word for word in words if word in values]
-
-
 def test_the_per_row_recipe_is_the_scheme_of_the_seed_systems():
     recipe = make_recipe(load_recipe("rtn-int4-per-row"))
     assert (recipe.method, recipe.grid, recipe.scales) == ("rtn", Grid(4, -1, True), "minmax")
+
+
+def test_a_recipe_for_gguf_files_is_no_recipe_for_gptq():
+    with pytest.raises(BadInputError, match=r"this recipe makes GGUF files \(method: gguf\)") as caught:
+        make_recipe(load_recipe("gguf-q4_k_m"))
+    assert caught.value.hint == "take it with quantkit gguf --recipe"
 
 
 def test_a_recipe_file_is_read(tmp_path):

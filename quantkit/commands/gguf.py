@@ -12,6 +12,7 @@ from quantkit.commands.gptq import (
     Context,
     DeviceName,
     DryRun,
+    RecipeName,
     Samples,
     Seed,
     SequenceLength,
@@ -33,7 +34,10 @@ TargetSize = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="A folder, or the .gguf file. [default: ./NAME-GGUF]")]
 ImatrixSource = Annotated[
-    str, typer.Option("--imatrix", help="auto (collected from the calibration text), an imatrix file, or none.")
+    str | None,
+    typer.Option(
+        "--imatrix", help="auto (collected from the calibration text), an imatrix file, or none. [default: none]"
+    ),
 ]
 TensorTypes = Annotated[
     list[str] | None,
@@ -50,8 +54,8 @@ RestartFile = Annotated[bool, typer.Option("--restart", help="Make files again t
 
 
 def gguf(
-    model: Source, types: Types = None, target_size: TargetSize = None, out: Out = None,
-    imatrix: ImatrixSource = "none", tensor_type: TensorTypes = None, pre: Pre = None,
+    model: Source, types: Types = None, target_size: TargetSize = None, out: Out = None, recipe: RecipeName = None,
+    imatrix: ImatrixSource = None, tensor_type: TensorTypes = None, pre: Pre = None,
     split_max_size: SplitSize = None, calibration: CalibrationText = None, samples: Samples = None,
     sequence_length: SequenceLength = None, seed: Seed = None, device: DeviceName = "auto",
     threads: Threads = None, restart: RestartFile = False, context: Context = 4096, dry_run: DryRun = False,
@@ -65,18 +69,25 @@ def gguf(
 
     quantkit gguf ./my-model --target-size 8.0GB --dry-run
     """
-    if bool(types) == bool(target_size):
+    wanted = _wanted(
+        recipe, types, target_size=target_size, imatrix=imatrix, tensor_types=tensor_type, pre=pre,
+        split_max_size=split_max_size,
+    )  # fmt: skip
+    if bool(wanted["types"]) == bool(wanted["target_size"]):
         raise UsageError("gguf needs either --type or --target-size", "such as --type Q4_K_M")
     from quantkit.pipeline.look import look_for_gguf
 
     checkpoint = look_for_gguf(model)  # refuses what it can before torch is loaded
     from quantkit.pipeline.gguf_job import GgufOptions
 
-    options = GgufOptions(tuple(types or ()), target_size, tuple(tensor_type or ()), pre, split_max_size, out, threads)
-    text = _calibration(calibration, samples, sequence_length, seed)
+    options = GgufOptions(
+        wanted["types"], wanted["target_size"], tuple(wanted["tensor_types"]), wanted["pre"], wanted["split_max_size"],
+        out, threads,
+    )  # fmt: skip
+    text = _calibration(wanted["calibration"], calibration, samples, sequence_length, seed)
     from quantkit.pipeline.gguf_convert import ImatrixWish, convert, plan
 
-    wish = ImatrixWish(imatrix, text, device)
+    wish = ImatrixWish(wanted["imatrix"], text, device)
 
     if dry_run:
         _show(plan(checkpoint, options, wish).as_dict(context), as_json)
@@ -93,16 +104,34 @@ def gguf(
         print_result(result.folder, result.records)
 
 
+def _wanted(name: str | None, types: list[str] | None, **given: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What options and recipe give together; options win, and a goal among them replaces that of the recipe."""
+    from quantkit.scheme import GgufRecipe, load_scheme
+
+    fields = {key: field.get_default() for key, field in GgufRecipe.model_fields.items() if not field.is_required()}
+    if name:
+        made = load_scheme(name)
+        if not isinstance(made, GgufRecipe):
+            raise BadInputError(
+                f"{name}: this recipe makes a GPTQ checkpoint (method: {made.method})",
+                "take it with quantkit gptq --recipe",
+            )
+        fields = dict(made)
+    if types or given["target_size"]:
+        fields |= {"type": None, "target_size": None}
+    fields |= {key: value for key, value in given.items() if value is not None}
+    return fields | {"types": tuple(types or filter(None, [fields["type"]]))}
+
+
 def _calibration(
-    text: list[str] | None, samples: int | None, sequence_length: int | None, seed: int | None
+    from_file: "Calibration", text: list[str] | None, samples: int | None, sequence_length: int | None, seed: int | None
 ) -> "Calibration":
     from quantkit.recipe import make_recipe
 
     given = {"text": text, "samples": samples, "sequence_length": sequence_length, "seed": seed}
+    overrides = {key: value for key, value in given.items() if value is not None}
     try:
-        return make_recipe(
-            {"calibration": {key: value for key, value in given.items() if value is not None}}
-        ).calibration
+        return make_recipe({"calibration": {**from_file.model_dump(), **overrides}}).calibration
     except BadInputError as error:
         raise UsageError(str(error).replace("recipe ", "option ", 1), error.hint) from error
 
