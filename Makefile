@@ -31,6 +31,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python scripts/cli_reference.py docs/cli.md
+	$(BIN)/python scripts/recipe_schema.py recipes/schema
 
 # What --tasks needs, and with accelerate the harness's own model as a witness: minutes that setup does not take.
 tasks: $(VENV)/.tasks

@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,48 @@ def test_every_recipe_is_described():
         assert f"[{recipe.stem}](../recipes/{recipe.name})" in text, f"docs/recipes.md does not describe {recipe.name}"
 
 
+def keys_of(model):
+    """Every key that a file may have, `calibration.text` for one inside of another."""
+    for key, field in model.model_fields.items():
+        inner = next((part for part in parts_of(field.annotation) if hasattr(part, "model_fields")), None)
+        yield from (f"{key}.{below}" for below in keys_of(inner)) if inner else (key,)
+
+
+def parts_of(annotation):
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from parts_of(part)
+
+
 def test_every_key_of_a_recipe_is_described():
-    from quantkit.recipe import Calibration, Recipe
+    from quantkit.recipe import Recipe
+    from quantkit.scheme import GgufRecipe
 
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
-    keys = [key for key in Recipe.model_fields if key != "calibration"]
-    for key in keys + [f"calibration.{key}" for key in Calibration.model_fields]:
+    for key in {*keys_of(Recipe), *keys_of(GgufRecipe)}:
         assert f"| `{key}` |" in text, f"docs/recipes.md does not describe the key {key}"
+
+
+def test_every_key_of_a_release_file_is_described():
+    from quantkit.release_file import ReleaseFile
+
+    text = (ROOT / "docs" / "releases.md").read_text("utf-8")
+    for key in keys_of(ReleaseFile):
+        if not key.startswith("variants.gates."):  # those of recipes
+            assert f"| `{key}` |" in text, f"docs/releases.md does not describe the key {key}"
+
+
+def test_every_release_file_is_listed():
+    text = (ROOT / "docs" / "releases.md").read_text("utf-8")
+    for file in (ROOT / "recipes" / "releases").glob("*.yaml"):
+        assert f"[{file.stem}](../recipes/releases/{file.name})" in text, f"docs/releases.md does not list {file.name}"
+
+
+def test_schemas_for_editors_are_current(tmp_path):
+    subprocess.run([sys.executable, ROOT / "scripts" / "recipe_schema.py", tmp_path], check=True)
+    shipped = {path.name: path.read_text("utf-8") for path in (ROOT / "recipes" / "schema").iterdir()}
+    made = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    assert shipped == made, "recipes/schema is not what the models say: run `make docs`"
 
 
 def test_exit_codes_are_those_of_the_program():
