@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopback.access import may_write
-from loopback.answers import Answer, Call, answer_json, refusal
+from loopback.answers import Answer, Call, answer_json, answer_page, refusal
 
 LAST_UPDATED = "2026-01-01T00:00:00.000Z"
 
@@ -48,9 +48,16 @@ def create(call: Call) -> Answer:
 
 
 def listed(call: Call) -> Answer:
-    owners = call.query.get("owner", [])
-    shown = [made for made in call.hub.collections.values() if _visible(call, made)]
-    return answer_json([made.told() for made in shown if not owners or made.owner in owners])
+    """Collections by owner or by an item of theirs; as on the Hub, four items of each are shown."""
+    owners, wanted = call.query.get("owner"), call.query.get("item")
+    rows = []
+    for made in call.hub.collections.values():
+        names = {f"{item['type']}s/{item['id']}" for item in made.items}
+        if _visible(call, made) and (not owners or made.owner in owners) and (not wanted or names & set(wanted)):
+            told = made.told()
+            del told["position"]
+            rows.append(told | {"items": told["items"][:4]})
+    return answer_page(call, rows, call.hub.page_items)
 
 
 def get(call: Call, slug: str) -> Answer:

@@ -49,6 +49,7 @@ class Hub:
         self.parts: dict[str, Parts] = {}
         self.signer, self.faults, self.log = Signer(), Faults(), Log()
         self.page_items, self.part_bytes, self.text_redirects = 1000, 64 << 20, False
+        self.mistakes: list[BaseException] = []  # what the server itself raised
         self.lock = threading.RLock()  # of everything above that requests change
         self._folder, self._numbers = folder, itertools.count(1)
         self._servers = {origin: Server(self, origin) for origin in ("hub", "cdn")}
@@ -136,7 +137,7 @@ class Hub:
             self.moved[kind, old] = new
 
     def fail(self, where: Where, kind: str | int, times: float = 1, after: int = 0, **details: Any) -> None:
-        """The next `times` fitting answers go wrong; faults strike in the order in which they were asked for.
+        """The next `times` fitting requests go wrong, one fault at each; the oldest fault that can strike one does.
 
         Args:
             where: a text in the path or the query (where the CDN's addresses name the file), or a predicate.

@@ -14,6 +14,8 @@ def loopback(tmp_path_factory):
     hub.start()
     yield hub
     hub.stop()
+    for mistake in hub.mistakes:
+        raise mistake
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@
 import socket
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_plus
 
 from loopback.access import account_of
 from loopback.answers import Answer, Call, Refused, refusal
-from loopback.faults import UPLOADS, Fault
+from loopback.content import Content
+from loopback.faults import READS, UPLOADS, Fault
 from loopback.log import Open, Request
 from loopback.routes import route
 from loopback.wire import Cut, cut, receive, send_body, stop
@@ -49,9 +51,10 @@ class Server(ThreadingHTTPServer):
                 continue  # it is closed already
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is part of the tests; anything else is a mistake of this server."""
-        if not isinstance(sys.exception(), ConnectionError | ValueError):
-            super().handle_error(request, client_address)
+        """A client that goes away is part of the tests; anything else is a mistake of this server, or of a test."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            self.hub.mistakes.append(error)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -82,31 +85,34 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.server.origin, unquote(target), unquote_plus(query), headers)
         with self.server.hub.log.entry(request) as entry:
             try:
-                self._serve(request, entry, target, query)
+                self._serve(Call(self.server.hub, request, target, query, None, Content(b"")), entry)
             except (Cut, ConnectionError):
                 self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 
-    def _serve(self, request: Request, entry: Open, target: str, query: str) -> None:
+    def _serve(self, call: Call, entry: Open) -> None:
+        """What only reads is answered first and spoiled then, so that all its faults strike in their order."""
         faults = self.server.hub.faults
-        first = faults.take(request, "before", lambda fault: fault.kind != "expired" or request.origin == "cdn")
-        if first is not None and first.kind == "drop":
+        answer = self._route(call) if self.command in READS else None
+        fault = faults.take(call.request, answer)
+        if fault is not None and fault.kind == "drop":
             cut(self)
-        upload = faults.take(request, "body", lambda fault: _breaks_upload(fault, request)) if first is None else None
-        body = receive(self, entry, upload)
-        if first is None:
-            answer = self._route(Call(self.server.hub, request, target, query, None, body))
-        elif first.kind == "expired":
-            self.server.hub.signer.expire(query)
-            answer = refusal(403, "Request has expired").answer
-        else:
-            answer = refusal(int(first.kind), "This was asked for").answer
-            answer = Answer(answer.status, {**answer.headers, **first.headers()}, answer.content)
-        if first is None and answer.status < 400 and faults.take(request, "after") is not None:
-            cut(self)
-        fault = faults.take(request, "body", lambda fault: _breaks(fault, request, answer)) if first is None else None
+        if fault is not None and fault.strikes == "request":
+            receive(self, entry, None)
+            answer, fault = self._failure(fault, call.raw_query), None
+        if answer is None:
+            body = receive(self, entry, fault)
+            answer = self._route(replace(call, body=body))
+            fault = faults.take(call.request, answer)
         self._send(answer, fault, entry)
+
+    def _failure(self, fault: Fault, query: str) -> Answer:
+        if fault.kind == "expired":
+            self.server.hub.signer.expire(query)
+            return refusal(403, "Request has expired").answer
+        answer = refusal(int(fault.kind), "This was asked for").answer
+        return replace(answer, headers={**answer.headers, **fault.headers()})
 
     def _route(self, call: Call) -> Answer:
         hub = self.server.hub
@@ -119,9 +125,11 @@ class Handler(BaseHTTPRequestHandler):
                 account = account_of(call.request.headers, hub.accounts)
             except Refused as refused:
                 return refused.answer
-            return route(Call(hub, call.request, call.target, call.raw_query, account, call.body))
+            return route(replace(call, account=account))
 
     def _send(self, answer: Answer, fault: Fault | None, entry: Open) -> None:
+        if fault is not None and fault.kind == "lost_answer":
+            cut(self)
         if fault is not None and fault.kind == "ignore_range":
             answer = answer.whole()
         if fault is not None and fault.kind == "short":
@@ -139,19 +147,3 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and ends:
             self.wfile.flush()
             stop(self, entry, fault)
-
-
-def _breaks_upload(fault: Fault, request: Request) -> bool:
-    length = int(request.headers.get("content-length", "0"))
-    return request.method == "PUT" and fault.kind in UPLOADS and fault.after < max(length, 1)
-
-
-def _breaks(fault: Fault, request: Request, answer: Answer) -> bool:
-    """Whether a fault of the body can strike this answer; it waits for the next one otherwise."""
-    if request.method in ("HEAD", "PUT") or answer.status >= 300 or answer.length == 0:
-        return False
-    if fault.kind == "flip":
-        return answer.start <= fault.after < answer.end
-    if fault.kind == "ignore_range":
-        return answer.status == 206
-    return fault.after < answer.length
