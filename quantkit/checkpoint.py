@@ -4,19 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.errors import NotFoundError
-from quantkit.hub.download import download, missing_bytes
+from quantkit.hub.download import TransferProgress, download, missing_bytes
 from quantkit.hub.repository import needed_files, parse_reference, resolve, small_files
 from quantkit.weights.remote_headers import RemoteHeaders
 from quantkit.weights.source import Checkpoint, open_folder, read_config
 
 
-def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
+def open_checkpoint(reference: str, headers_only: bool = False, progress: TransferProgress | None = None) -> Checkpoint:
     """The checkpoint that a reference names; a path that exists goes before a repository.
 
     Args:
         reference: a folder, `organisation/name` or `organisation/name@revision`.
         headers_only: fetch no weights; where the cache does not hold them, the source has `infos`
             (or for `.bin` files a `weight_map`) but cannot read.
+        progress: told how far a download is.
 
     Raises:
         NotFoundError: no such folder or repository, or no access to it.
@@ -40,7 +41,7 @@ def open_checkpoint(reference: str, headers_only: bool = False) -> Checkpoint:
         config, source = read_config(folder), RemoteHeaders(snapshot)
         opened = Checkpoint(reference, folder, config, source, snapshot.files, download_bytes=missing)
     else:
-        opened = open_folder(download(snapshot, files), reference)
+        opened = open_folder(download(snapshot, files, progress), reference)
     return replace(
         opened,
         files=snapshot.files,

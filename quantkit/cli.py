@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from quantkit.commands.check import check
+from quantkit.commands.download import download
 from quantkit.commands.gguf import gguf
 from quantkit.commands.gptq import gptq, plan
 from quantkit.errors import OutOfMemoryError, QuantkitError, UsageError, is_out_of_memory
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (gptq, plan, gguf, check):
+for command in (download, gptq, plan, gguf, check):
     app.command()(command)
 
 

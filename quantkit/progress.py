@@ -1,11 +1,14 @@
-"""Progress on stderr: bars on a terminal, a line per layer otherwise."""
+"""Progress on stderr: bars on a terminal, a line per layer or per ten seconds of a transfer otherwise."""
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from quantkit.units import format_seconds
+from quantkit.units import format_bytes, format_seconds
+
+LINE_SECONDS = 10.0  # between two lines about a transfer
 
 
 class Progress(Protocol):
@@ -22,6 +25,9 @@ class Progress(Protocol):
 
     def layer(self, index: int, seconds: float) -> None:
         """A layer is finished."""
+
+    def transfer(self, done: int, total: int) -> None:
+        """So many bytes of a download are there."""
 
     def stop(self) -> None:
         """The layers are done, or the run failed."""
@@ -42,8 +48,20 @@ class Silent:
     def layer(self, index: int, seconds: float) -> None:
         """Nothing."""
 
+    def transfer(self, done: int, total: int) -> None:
+        """Nothing."""
+
     def stop(self) -> None:
         """Nothing."""
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Where the last line about a transfer left it."""
+
+    since: float
+    done: int
+    lines: int = 0
 
 
 class Lines:
@@ -54,6 +72,7 @@ class Lines:
         self._layers, self._done, self._begun = 0, 0, 0
         self._started = 0.0
         self._records: list[dict[str, Any]] = []
+        self._transfer: _Speed | None = None
 
     def say(self, line: str) -> None:
         """Print the sentence."""
@@ -77,6 +96,22 @@ class Lines:
         self.say(f"layer {index + 1}/{self._layers} in {format_seconds(seconds)}{error}, {self.remaining()}")
         self._records.clear()
 
+    def transfer(self, done: int, total: int) -> None:
+        """Print a line now and then, and one at the end of a transfer that had others."""
+        now = time.perf_counter()
+        if self._transfer is None:
+            self._transfer = _Speed(now, done)
+        elif done >= total:
+            if self._transfer.lines:
+                self.say(f"downloaded {format_bytes(total)}")
+            self._transfer = None
+        elif now - self._transfer.since >= LINE_SECONDS:
+            rate = max(1.0, (done - self._transfer.done) / (now - self._transfer.since))
+            left = format_seconds((total - done) / rate)
+            part = f"{format_bytes(done)} of {format_bytes(total)}"
+            self.say(f"downloaded {part}, {format_bytes(rate)}/s, {left} to go")
+            self._transfer = _Speed(now, done, self._transfer.lines + 1)
+
     def remaining(self) -> str:
         """The time to go by the layers so far."""
         left = self._layers - self._done
@@ -95,7 +130,15 @@ class Bars(Lines):
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self._console = Console(stderr=True)
@@ -108,6 +151,16 @@ class Bars(Lines):
             console=self._console,
         )
         self._task: Any = None
+        self._download = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._download_task: Any = None
 
     def say(self, line: str) -> None:
         """Print above the bar."""
@@ -131,9 +184,25 @@ class Bars(Lines):
         self._records.clear()
         self._bars.update(self._task, completed=index + 1, status=self.remaining())
 
+    def transfer(self, done: int, total: int) -> None:
+        """Show and move the bar of the download; it goes when all is there."""
+        if self._download_task is None:
+            self._download_task = self._download.add_task("download", total=total)
+            self._download.start()
+        self._download.update(self._download_task, completed=done)
+        if done >= total:
+            self._end_transfer()
+
     def stop(self) -> None:
         """Give the terminal back."""
+        self._end_transfer()
         self._bars.stop()
+
+    def _end_transfer(self) -> None:
+        if self._download_task is not None:
+            self._download.stop()
+            self._download.remove_task(self._download_task)
+            self._download_task = None
 
 
 class Shown:

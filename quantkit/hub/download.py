@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,8 +19,11 @@ from quantkit.weights.files import disk_failure, write_file
 from quantkit.weights.remote import RepoSnapshot
 from quantkit.weights.transfer import fetch_file, partial_path
 
+# How backup programs know folders that they may leave out (https://bford.info/cachedir/); the client writes it, too.
+CACHE_TAG = "CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55\n"
 LARGE_BYTES = 16 * 2**20
 WORKERS = {False: 4, True: 2}  # whether files are large -> how many come at a time
+TOLD_SECONDS = 0.1  # between two words about how far a transfer is
 LOCK_SECONDS = 0.5  # between two looks whether another process has let go of a file
 
 
@@ -60,6 +64,7 @@ class Tally:
         self.done = 0
         self._total, self._progress = total, progress
         self._lock = threading.Lock()
+        self._told = float("-inf")
 
     def add(self, count: int) -> None:
         """Bytes have come; a negative number were thrown away.
@@ -71,7 +76,10 @@ class Tally:
             raise Stopped
         with self._lock:
             self.done += count
-            self._progress.transfer(self.done, self._total)
+            now = time.monotonic()
+            if now - self._told >= TOLD_SECONDS or self.done >= self._total:
+                self._progress.transfer(self.done, self._total)
+                self._told = now
 
     def say(self, line: str) -> None:
         """Pass on a sentence."""
@@ -81,13 +89,8 @@ class Tally:
 
 def missing_bytes(snapshot: RepoSnapshot, files: Iterable[str]) -> int:
     """Bytes of those files that the cache does not hold yet."""
-    places = _Places(snapshot)
+    places = Places(snapshot)
     return sum(size - places.begun(name) for name, size in _sizes(snapshot, files) if not places.is_whole(name))
-
-
-def cache_folder(snapshot: RepoSnapshot) -> Path:
-    """Where the cache has the files of the snapshot."""
-    return _Places(snapshot).folder
 
 
 def download(snapshot: RepoSnapshot, files: Iterable[str], progress: TransferProgress | None = None) -> Path:
@@ -105,12 +108,13 @@ def download(snapshot: RepoSnapshot, files: Iterable[str], progress: TransferPro
         NetworkError: the network failed after every retry.
         DiskError: the disk is full, too small for what is missing, or read-only.
     """
-    places = _Places(snapshot)
+    places = Places(snapshot)
     missing = [name for name in dict.fromkeys(files) if not places.is_linked(name)]
     if missing:
         refuse_small_disk(places.root, missing_bytes(snapshot, missing))
         tally = Tally(sum(size for _, size in _sizes(snapshot, missing)), progress or Unwatched())
         in_parallel(snapshot, missing, lambda name: _bring(places, name, tally), tally)
+        _tag(places.root)
     _remember(snapshot, places)
     return places.folder
 
@@ -121,14 +125,19 @@ def refuse_small_disk(folder: Path, needed: int) -> None:
     Raises:
         DiskError: fewer bytes are free than are needed.
     """
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if needed > free:
         raise DiskError(
             f"{folder} has {format_bytes(free)} free, expected {format_bytes(needed)} for the download "
             f"({format_bytes(needed - free)} missing)",
             "free some space there, or point HF_HOME or --out to another disk",
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk where a folder is or will be."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def in_parallel(snapshot: RepoSnapshot, names: Iterable[str], bring: Callable[[str], None], tally: Tally) -> None:
@@ -151,7 +160,7 @@ def in_parallel(snapshot: RepoSnapshot, names: Iterable[str], bring: Callable[[s
             pool.shutdown(cancel_futures=True)
 
 
-def _bring(places: "_Places", name: str, tally: Tally) -> None:
+def _bring(places: "Places", name: str, tally: Tally) -> None:
     """One file into the cache, under the lock that the client takes for it."""
     snapshot, blob, link = places.snapshot, places.blob(name), places.link(name)
     try:
@@ -184,7 +193,14 @@ def _locked(path: Path, name: str, tally: Tally) -> Iterator[None]:
             return
 
 
-def _remember(snapshot: RepoSnapshot, places: "_Places") -> None:
+def _tag(cache: Path) -> None:
+    name, text = CACHE_TAG
+    with suppress(OSError, DiskError):
+        if not (cache / name).exists():
+            write_file(cache / name, text)
+
+
+def _remember(snapshot: RepoSnapshot, places: "Places") -> None:
     """Note the branch's commit in the cache, where the client does, so that it can be opened offline."""
     if snapshot.revision == snapshot.commit:
         return
@@ -199,7 +215,7 @@ def _sizes(snapshot: RepoSnapshot, files: Iterable[str]) -> list[tuple[str, int]
     return [(name, snapshot.files[name]) for name in files]
 
 
-class _Places:
+class Places:
     """Where the client's cache keeps what belongs to a snapshot."""
 
     def __init__(self, snapshot: RepoSnapshot) -> None:

@@ -71,7 +71,8 @@ def parse_reference(text: str) -> RepoReference | None:
 def resolve(repo_id: str, revision: str | None = None) -> RepoSnapshot:
     """The commit that a revision means now, and its files: the one look-up of a run.
 
-    With HF_HUB_OFFLINE, the commit and the files that the cache holds.
+    A repository that was renamed is found under its old name, too; the snapshot has the new one. With
+    HF_HUB_OFFLINE, the commit and the files that the cache holds.
 
     Args:
         repo_id: organisation/name.
@@ -87,6 +88,8 @@ def resolve(repo_id: str, revision: str | None = None) -> RepoSnapshot:
     info = ask(repo_id, lambda: api.model_info(repo_id, revision=revision, files_metadata=True), revision)
     if not info.sha or not re.fullmatch(r"[0-9a-f]{40,64}", info.sha):
         raise BadInputError(f"{repo_id}: found commit {info.sha!r} on the Hub, expected a hash")
+    if info.id != repo_id and parse_reference(info.id) == RepoReference(info.id):
+        repo_id = info.id
     siblings = info.siblings or []
     files = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
     oids = {sibling.rfilename: oid for sibling in siblings if (oid := _oid(sibling))}
@@ -119,7 +122,9 @@ def _resolve_offline(repo_id: str, revision: str | None) -> RepoSnapshot:
         )
     )
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    return RepoSnapshot(repo_id, revision, folder.name, files)
+    # The client names the bytes of a file by their hash, and links to them.
+    oids = {name: (folder / name).readlink().name for name in files if (folder / name).is_symlink()}
+    return RepoSnapshot(repo_id, revision, folder.name, files, oids=oids)
 
 
 def _oid(sibling: RepoSibling) -> str | None:

@@ -48,6 +48,9 @@ class Recorder(Silent):
         if self._layer == index:
             raise KeyboardInterrupt
 
+    def transfer(self, done: int, total: int) -> None:
+        """Downloads are watched elsewhere."""
+
     def stop(self) -> None:
         self.stops += 1
 
