@@ -16,6 +16,7 @@ from loopback.object_routes import Parts
 from loopback.server import Server
 from loopback.signing import Signer
 from loopback.storage import Repo, entry_of
+from loopback.xet import XetStore
 
 USER, ORGANISATION = "tester", "tester-lab"
 TOKEN, READ_TOKEN, STRANGER_TOKEN = "hf_canaryOfTheWriter", "hf_canaryOfTheReader", "hf_canaryOfAStranger"
@@ -49,6 +50,7 @@ class Hub:
         self.parts: dict[str, Parts] = {}
         self.signer, self.faults, self.log = Signer(), Faults(), Log()
         self.page_items, self.part_bytes, self.text_redirects = 1000, 64 << 20, False
+        self.xet: XetStore | None = None
         self.mistakes: list[BaseException] = []  # what the server itself raised
         self.lock = threading.RLock()  # of everything above that requests change
         self._folder, self._numbers = folder, itertools.count(1)
@@ -64,6 +66,10 @@ class Hub:
         for server in self._servers.values():
             server.stop()
 
+    def enable_xet(self) -> None:
+        """From now on LFS files are kept in Xet storage, too, for clients that choose it."""
+        self.xet = XetStore(self._folder)
+
     def environment(self, home: Path) -> dict[str, str]:
         """What makes a child process take this for the Hub, with everything that it keeps under `home`."""
         return {
@@ -71,7 +77,7 @@ class Hub:
             "HF_TOKEN": self.token,
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_OFFLINE": "0",
@@ -120,6 +126,9 @@ class Hub:
             if revision not in repo.branches and "main" in repo.branches:
                 repo.branches[revision] = repo.branches["main"]
             entries = {name: None if data is None else entry_of(name, content_of(data)) for name, data in files.items()}
+            for entry in entries.values():
+                if self.xet is not None and entry is not None and entry.lfs:
+                    self.xet.put(entry.content)
             return repo.change(revision, entries, title).oid
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo:

@@ -76,15 +76,21 @@ def tree(call: Call, repo: Repo, revision: str, path: str = "") -> Answer:
     names = sorted([*inside, *folders])
     if not call.flag("recursive"):
         names = [name for name in names if "/" not in name.removeprefix(prefix)]
-    return answer_page(call, [_row(commit, name) for name in names], call.hub.page_items)
+    return answer_page(call, [_row(call, commit, name) for name in names], call.hub.page_items)
 
 
-def _row(commit: Commit, path: str) -> dict[str, Any]:
+def _row(call: Call, commit: Commit, path: str) -> dict[str, Any]:
     entry = commit.files.get(path)
     if entry is None:
         return {"type": "directory", "oid": commit.oid, "size": 0, "path": path}
     row = {"type": "file", "oid": entry.oid, "size": entry.content.size, "path": path}
-    return row | ({"lfs": _lfs(entry) | {"oid": entry.content.sha256}} if entry.lfs else {})
+    row |= {"lfs": _lfs(entry) | {"oid": entry.content.sha256}} if entry.lfs else {}
+    return row | ({"xetHash": found} if (found := _xet_hash(call, entry)) else {})
+
+
+def _xet_hash(call: Call, entry: Entry) -> str | None:
+    found = call.hub.xet.find(entry.content.sha256) if call.hub.xet and entry.lfs else None
+    return found.name if found else None
 
 
 def paths_info(call: Call, repo: Repo, revision: str) -> Answer:
@@ -93,7 +99,7 @@ def paths_info(call: Call, repo: Repo, revision: str) -> Answer:
     known = [
         path for path in paths if path in commit.files or any(name.startswith(f"{path}/") for name in commit.files)
     ]
-    return answer_json([_row(commit, path) for path in known])
+    return answer_json([_row(call, commit, path) for path in known])
 
 
 def refs(call: Call, repo: Repo) -> Answer:
@@ -128,6 +134,9 @@ def resolve(call: Call, repo: Repo, revision: str, path: str) -> Answer:
         error = refusal(404, "Entry not found", "EntryNotFound")
         raise type(error)(_with(error.answer, origin))
     headers = origin | {"X-Linked-Size": str(entry.content.size), "X-Linked-Etag": f'"{entry.etag}"'}
+    if found := _xet_hash(call, entry):
+        refresh = f"{call.hub.url}/api/{repo.kind}s/{repo.repo_id}/xet-read-token/{commit.oid}"
+        headers |= {"X-Xet-Hash": found, "Link": f'<{refresh}>; rel="xet-auth"'}
     if entry.lfs:
         repo.objects.setdefault(entry.content.sha256, entry.content)
         file = quote(name.rpartition("/")[2])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loopback import collection_routes, object_routes, read_routes, write_routes
+from loopback import collection_routes, object_routes, read_routes, write_routes, xet
 from loopback.access import FILES, READ, WRITE, open_repo
 from loopback.answers import Answer, Call, Refused, refusal
 
@@ -52,6 +52,8 @@ HUB = tuple(
         ("DELETE", _API + "/tag/(?P<tag>[^/]+)", write_routes.delete_tag, WRITE),
         ("POST", _API + f"/preupload/{_REVISION}", write_routes.preupload, WRITE),
         ("POST", _API + f"/commit/{_REVISION}", write_routes.commit, WRITE),
+        ("GET", _API + f"/xet-(?P<access>read)-token/{_REVISION}", xet.token, FILES),
+        ("GET", _API + f"/xet-(?P<access>write)-token/{_REVISION}", xet.token, WRITE),
         ("POST", _PLAIN + r"\.git/info/lfs/objects/batch", object_routes.batch, WRITE),
         ("POST", _PLAIN + r"\.git/info/lfs/objects/verify", object_routes.verify, WRITE),
         ("POST", r"/api/collections", collection_routes.create, None),

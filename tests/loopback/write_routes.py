@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -9,7 +10,16 @@ from loopback.access import WRITE, may_write, open_commit, open_repo
 from loopback.answers import Answer, Call, answer_json, refusal
 from loopback.cards import problems
 from loopback.content import Content
-from loopback.storage import ATTRIBUTES, FIRST_ATTRIBUTES, REGULAR_BYTES, Entry, Repo, is_lfs
+from loopback.storage import ATTRIBUTES, FIRST_ATTRIBUTES, REGULAR_BYTES, Commit, Entry, Repo, is_lfs
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a commit's operations change."""
+
+    call: Call
+    repo: Repo
+    head: Commit
 
 
 def create_repo(call: Call) -> Answer:
@@ -119,9 +129,9 @@ def commit(call: Call, repo: Repo, revision: str) -> Answer:
     header = next(row["value"] for row in rows if row["key"] == "header")
     if header.get("parentCommit") not in (None, head.oid):
         raise refusal(412, "A commit has happened since. Please refresh and try again.")
-    changes: dict[str, Entry | None] = {}
+    target, changes = _Target(call, repo, head), dict[str, Entry | None]()
     for row in rows:
-        changes |= _OPERATIONS[row["key"]](repo, head.files, row["value"])
+        changes |= _OPERATIONS[row["key"]](target, row["value"])
     done = repo.change(
         branch,
         changes,
@@ -133,7 +143,7 @@ def commit(call: Call, repo: Repo, revision: str) -> Answer:
     return answer_json({"success": True, "commitOid": done.oid, "commitUrl": url, "hookOutput": ""})
 
 
-def _put_file(_: Repo, __: Any, value: dict[str, Any]) -> dict[str, Entry | None]:
+def _put_file(_: _Target, value: dict[str, Any]) -> dict[str, Entry | None]:
     data = base64.b64decode(value["content"])
     if len(data) > REGULAR_BYTES:
         raise refusal(400, f"{value['path']} is larger than {REGULAR_BYTES} bytes and must be an LFS file")
@@ -142,29 +152,31 @@ def _put_file(_: Repo, __: Any, value: dict[str, Any]) -> dict[str, Entry | None
     return {value["path"]: Entry(Content(data), lfs=False)}
 
 
-def _put_object(repo: Repo, _: Any, value: dict[str, Any]) -> dict[str, Entry | None]:
-    content = repo.objects.get(value["oid"])
-    if content is None:
+def _put_object(target: _Target, value: dict[str, Any]) -> dict[str, Entry | None]:
+    content, hub = target.repo.objects.get(value["oid"]), target.call.hub
+    if content is None and hub.xet is not None:
+        content = hub.xet.get(value["oid"], hub.new_file())
+    if content is None or content.sha256 != value["oid"]:
         raise refusal(400, f"LFS pointer pointed to a file that does not exist: {value['path']} {value['oid']}")
     return {value["path"]: Entry(content, lfs=True)}
 
 
-def _delete(_: Repo, files: Any, value: dict[str, Any]) -> dict[str, Entry | None]:
-    if value["path"] not in files:
+def _delete(target: _Target, value: dict[str, Any]) -> dict[str, Entry | None]:
+    if value["path"] not in target.head.files:
         raise refusal(404, f"A file with this name doesn't exist: {value['path']}", "EntryNotFound")
     return {value["path"]: None}
 
 
-def _delete_folder(_: Repo, files: Any, value: dict[str, Any]) -> dict[str, Entry | None]:
+def _delete_folder(target: _Target, value: dict[str, Any]) -> dict[str, Entry | None]:
     prefix = value["path"].rstrip("/") + "/"
-    gone: dict[str, Entry | None] = {name: None for name in files if name.startswith(prefix)}
+    gone: dict[str, Entry | None] = {name: None for name in target.head.files if name.startswith(prefix)}
     if not gone:
         raise refusal(404, f"A folder with this name doesn't exist: {prefix}", "EntryNotFound")
     return gone
 
 
 _OPERATIONS: dict[str, Any] = {
-    "header": lambda *_: {},
+    "header": lambda _, __: {},
     "file": _put_file,
     "lfsFile": _put_object,
     "deletedFile": _delete,
