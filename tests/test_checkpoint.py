@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
-import hub_server
+import hub_files
 import pytest
-from hub_server import COMMIT, FILES, FIRST, REPO, SMALL, TENSORS, TOKEN, assert_reads
+from hub_files import FILES, FIRST, REPO, SMALL, TENSORS, assert_reads
 from huggingface_hub import constants
 from safetensors.torch import save
 
@@ -14,7 +14,8 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import BadInputError, NetworkError, NotFoundError
 from quantkit.hub.repository import RepoReference, needed_files, parse_reference
 
-server = hub_server.server
+server = hub_files.server
+COMMIT = "1" * 40
 
 
 @pytest.mark.parametrize(
@@ -52,25 +53,25 @@ def test_other_texts_are_no_references(text):
 
 
 def test_opens_a_repository(server):
-    planned = open_checkpoint(f"{REPO}@main", headers_only=True)
-    assert (planned.repo_id, planned.commit, planned.config) == (REPO, COMMIT, {"model_type": "llama"})
+    planned, commit = open_checkpoint(f"{REPO}@main", headers_only=True), server.head(REPO)
+    assert (planned.repo_id, planned.commit, planned.config) == (REPO, commit, {"model_type": "llama"})
     assert planned.download_bytes == sum(len(FILES[name]) for name in needed_files(FILES))
     assert set(planned.source.infos) == set(TENSORS)
     assert not any(name.name == FIRST for name in planned.folder.iterdir())
     opened = open_checkpoint(REPO)
-    assert (opened.repo_id, opened.commit, opened.download_bytes) == (REPO, COMMIT, 0)
+    assert (opened.repo_id, opened.commit, opened.download_bytes) == (REPO, commit, 0)
     assert opened.files == planned.files
     assert_reads(opened.source)
     assert_reads(open_checkpoint(REPO, headers_only=True).source)
 
 
 def test_offline_the_cache_is_enough(server, monkeypatch):
-    open_checkpoint(REPO)
+    commit = open_checkpoint(REPO).commit
     before = len(server.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for reference in (REPO, f"{REPO}@main", f"{REPO}@{COMMIT}"):
+    for reference in (REPO, f"{REPO}@main", f"{REPO}@{commit}"):
         opened = open_checkpoint(reference)
-        assert opened.commit == COMMIT
+        assert opened.commit == commit
         assert_reads(opened.source)
     assert len(server.requests) == before
     with pytest.raises(NetworkError, match="not complete in the cache"):
@@ -110,14 +111,7 @@ def test_the_environment_chooses_the_server(server, tmp_path):
 from quantkit.checkpoint import open_checkpoint
 print(open_checkpoint({REPO!r}).source.read("a").sum().item())
 """
-    environment = os.environ | {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_TOKEN": TOKEN,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    environment = os.environ | server.environment(tmp_path / "home") | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.stdout == "15.0\n", ran.stderr
-    assert TOKEN not in ran.stderr
+    assert server.token not in ran.stderr

@@ -1,11 +1,13 @@
-"""The genuine huggingface_hub client against a server on this machine."""
+"""Names, commits, files and headers of repositories, asked of the loopback Hub."""
 
 import errno
 import json
 
-import hub_server
+import hub_files
 import pytest
-from hub_server import COMMIT, FILES, FIRST, INDEX, REPO, SECOND, SMALL, TENSORS, TOKEN, assert_reads
+from hub_files import FILES, FIRST, INDEX, INDEX_NAME, REPO, SECOND, SMALL, TENSORS, assert_reads
+from loopback.hub import TOKEN
+from loopback.storage import entry_of
 
 from quantkit.errors import BadInputError, DiskError, NetworkError, NotFoundError
 from quantkit.hub.download import download, missing_bytes
@@ -15,20 +17,20 @@ from quantkit.weights.local import LocalSource
 from quantkit.weights.remote import translate
 from quantkit.weights.remote_headers import RemoteHeaders, weight_files
 
-server = hub_server.server
+server = hub_files.server
 
 
 def test_resolves_once_and_lists_files(server):
-    server.info = {"gated": "manual", "private": True}
+    server.repo(REPO).gated, server.repo(REPO).private = "manual", True
     snapshot = resolve(REPO, "main")
     assert (snapshot.commit, snapshot.revision, snapshot.gated, snapshot.private) == (
-        COMMIT,
+        server.head(REPO),
         "main",
         True,
         True,
     )
     assert snapshot.files == {name: len(data) for name, data in FILES.items()}
-    assert snapshot.oids == {name: hub_server.git_oid(data) for name, data in FILES.items()}
+    assert snapshot.oids == {name: entry_of(name, data).etag for name, data in FILES.items()}
     assert len(server.requests) == 1
 
 
@@ -86,7 +88,8 @@ def test_downloads_what_is_needed_and_once(server):
     before = len(server.requests)
     assert download(snapshot, files) == folder
     assert len(server.requests) - before <= 1
-    assert all(COMMIT in path or path.startswith("/api/") for _, path, _ in server.requests)
+    asked = [request.path for request in server.requests if request.origin == "hub"]
+    assert all(snapshot.commit in path or path.startswith("/api/") for path in asked)
 
 
 def test_headers_without_a_download(server):
@@ -99,7 +102,7 @@ def test_headers_without_a_download(server):
     assert source.infos["a"].offset == len(FILES[FIRST]) - 24
     assert source.total_size == 44
     assert source.weight_map == INDEX["weight_map"]
-    assert not any(name.endswith(".safetensors") and asked is None for _, name, asked in server.requests)
+    assert not any(request.range is None for request in server.find(".safetensors", "GET", "cdn"))
     with pytest.raises(NotFoundError, match="not downloaded"):
         source.read("a")
 
@@ -110,15 +113,13 @@ def test_a_header_longer_than_the_first_range(server, monkeypatch):
 
 
 def test_bin_repositories_have_a_weight_map_only(server):
-    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
-    server.files = SMALL | {
-        "pytorch_model.bin.index.json": json.dumps(index).encode(),
-        "pytorch_model-00001-of-00001.bin": b"12345",
-    }
-    source = RemoteHeaders(resolve(REPO))
+    index = {"weight_map": {"a": BIN_SHARD}}
+    parts = {"pytorch_model.bin.index.json": json.dumps(index).encode(), BIN_SHARD: b"12345"}
+    server.add_repo("some/parts", SMALL | parts)
+    source = RemoteHeaders(resolve("some/parts"))
     assert (source.infos, source.weight_map, source.total_size) == ({}, index["weight_map"], 5)
-    server.files = SMALL | {"pytorch_model.bin": b"123"}
-    source = RemoteHeaders(resolve(REPO))
+    server.add_repo("some/one", SMALL | {"pytorch_model.bin": b"123"})
+    source = RemoteHeaders(resolve("some/one"))
     assert (source.infos, source.weight_map, source.total_size) == ({}, {}, 3)
 
 
@@ -132,68 +133,80 @@ def test_bin_repositories_have_a_weight_map_only(server):
     ],
 )
 def test_hostile_index(server, index, error):
-    server.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    server.commit(REPO, {INDEX_NAME: json.dumps(index).encode()})
     with pytest.raises(error, match=r"index\.json"):
         RemoteHeaders(resolve(REPO))
 
 
 def test_hostile_header_and_ignored_range(server):
     snapshot = resolve(REPO)
-    server.files[FIRST] = b"\xff" * len(FILES[FIRST])
+    server.commit(REPO, {FIRST: b"\xff" * len(FILES[FIRST])})
     with pytest.raises(BadInputError, match=FIRST):
-        RemoteHeaders(snapshot)
-    server.files[FIRST] = FILES[FIRST]
-    server.faults = [(FIRST, "whole")]
+        RemoteHeaders(resolve(REPO))
+    server.fail(FIRST, "ignore_range")
     assert set(RemoteHeaders(snapshot).infos) == set(TENSORS)
+    assert server.faults.left == []
 
 
 @pytest.mark.parametrize(
     ("repo_id", "revision", "message", "hint"),
     [
         ("some/absent", None, "no repository some/absent", "check the name"),
-        ("some/gated", None, "some/gated is gated", "accept its terms"),
+        ("some/private", None, "no repository some/private", "if it is private, log in"),
         (REPO, "v9", "no revision 'v9'", "commits/main"),
     ],
 )
 def test_what_is_missing_or_closed(server, repo_id, revision, message, hint):
+    server.add_repo("some/private", FILES, private=True, granted=False)
     with pytest.raises(NotFoundError, match=message) as caught:
         resolve(repo_id, revision)
     assert hint in caught.value.hint
     assert len(server.requests) == 1
 
 
+def test_a_gated_repository_shows_its_files_and_not_what_is_in_them(server):
+    server.add_repo("some/gated", FILES, gated="manual", granted=False)
+    snapshot = resolve("some/gated")
+    assert (snapshot.gated, set(snapshot.files)) == (True, set(FILES))
+    for call in (lambda: download(snapshot, ["config.json"]), lambda: RemoteHeaders(snapshot)):
+        with pytest.raises(NotFoundError, match="some/gated is gated") as caught:
+            call()
+        assert "accept its terms" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        ((401, None), NotFoundError, "no repository|refuses access"),
-        ((403, None), NotFoundError, "refuses access .*403"),
-        ((400, None), NotFoundError, "HTTP 400"),
-        ((503, None), NetworkError, "HTTP 503"),
-        ((429, None), NetworkError, "HTTP 429"),
+        (401, NotFoundError, "no repository|refuses access"),
+        (403, NotFoundError, "refuses access .*403"),
+        (400, NotFoundError, "HTTP 400"),
+        (503, NetworkError, "HTTP 503"),
+        (429, NetworkError, "HTTP 429"),
+        ("drop", NetworkError, "not reached"),
         ("reset", NetworkError, "not reached"),
     ],
 )
 def test_failures_of_the_server(server, fault, error, message):
-    server.faults = [("/api/models", fault)] * 3
+    server.fail("/api/models", fault, times=3)
     with pytest.raises(error, match=message) as caught:
         resolve(REPO)
-    assert TOKEN not in f"{caught.value} {caught.value.hint}"
+    assert server.token not in f"{caught.value} {caught.value.hint}"
     assert len(server.requests) == (3 if error is NetworkError else 1)
 
 
-@pytest.mark.parametrize("fault", ["reset", (503, None)])
+@pytest.mark.parametrize("fault", ["reset", 503])
 def test_passing_failures_are_not_seen(server, fault):
-    server.faults = [(where, fault) for where in ("/api/models", FIRST, "config.json")]
+    for where in ("/api/models", FIRST, "config.json"):
+        server.fail(where, fault)
     snapshot = resolve(REPO)
     assert_reads(LocalSource(download(snapshot, needed_files(snapshot.files))))
-    server.faults = [(FIRST, fault)]
+    server.fail(FIRST, fault)
     assert set(RemoteHeaders(snapshot).infos) == set(TENSORS)
-    assert server.faults == []
+    assert server.faults.left == []
 
 
 def test_no_server(server):
-    server.shutdown()
-    server.server_close()
+    server.stop()
     with pytest.raises(NetworkError, match="not reached"):
         resolve(REPO)
 

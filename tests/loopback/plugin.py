@@ -21,7 +21,7 @@ def loopback(tmp_path_factory):
 @pytest.fixture
 def hub_client(loopback, tmp_path, monkeypatch):
     """The genuine client in this process, which takes `loopback` for the Hub; so do quantkit's own calls."""
-    from quantkit.weights import remote
+    from quantkit.weights import remote, transfer
 
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, loopback.url)
     changes = {
@@ -34,6 +34,7 @@ def hub_client(loopback, tmp_path, monkeypatch):
     for name, value in changes.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", loopback.token)
-    monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01), raising=False)
+    monkeypatch.setattr(remote, "RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(transfer, "WAITS", (0.01, 0.01))
     huggingface_hub.utils.disable_progress_bars()
     return HfApi(endpoint=loopback.url, token=loopback.token)

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import hub_server
 import pytest
 import tiny
 import torch
@@ -16,7 +15,7 @@ from quantkit.pipeline.gptq import run
 from quantkit.progress import Lines
 from quantkit.weights.local import LocalSource
 
-server = hub_server.server
+REPO = "some/model"
 UP = "model.layers.1.mlp.up_proj.weight"
 LAYER = "model.layers.1."
 
@@ -93,12 +92,13 @@ def test_layers_finished_before_a_misread_weight_are_used_again(own, tmp_path, m
     assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")
 
 
+@pytest.mark.usefixtures("hub_client")
 def test_a_download_that_was_damaged_and_fetched_again_continues_after_its_finished_layers(
-    sources, server, tmp_path, monkeypatch
+    sources, loopback, tmp_path, monkeypatch
 ):
     good = sources("llama", torch.bfloat16)
-    server.files = {path.name: path.read_bytes() for path in good.iterdir()}
-    job = job_of(hub_server.REPO, tmp_path / "out")
+    loopback.add_repo(REPO, {path.name: path for path in good.iterdir()})
+    job = job_of(REPO, tmp_path / "out")
     read = LocalSource.read
     damaged = []
 
@@ -118,7 +118,7 @@ def test_a_download_that_was_damaged_and_fetched_again_continues_after_its_finis
     (path,) = damaged
     path.unlink()
     progress = Recorder()
-    run(job_of(hub_server.REPO, tmp_path / "out"), progress)
+    run(job_of(REPO, tmp_path / "out"), progress)
     assert (progress.started, progress.layers) == ((2, 1), [1])
     quantize(good, tmp_path / "undisturbed")
     assert digests(tmp_path / "out") == digests(tmp_path / "undisturbed")

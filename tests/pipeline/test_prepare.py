@@ -4,7 +4,6 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import hub_server
 import pytest
 import tiny
 import torch
@@ -18,7 +17,7 @@ from quantkit.recipe import Recipe, make_recipe
 from quantkit.units import format_bytes
 from quantkit.weights import local
 
-server = hub_server.server
+REPO = "some/model"
 
 
 @pytest.fixture(scope="module")
@@ -321,19 +320,24 @@ def test_memory_that_is_too_small_is_refused_with_the_numbers(source, tmp_path, 
 # From the Hub.
 
 
-def serve(server, folder, **more):
-    server.files = {path.name: path.read_bytes() for path in folder.iterdir()} | more
+@pytest.fixture
+def serve(loopback, hub_client):
+    """Puts a folder, and more, on the loopback Hub; the commit."""
+
+    def add(folder, **more):
+        return loopback.add_repo(REPO, {path.name: path for path in folder.iterdir()} | more)
+
+    return add
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "sharded", "bin", "bin-sharded"])
 def test_a_repository_is_planned_without_its_weights_and_gives_the_artifact_of_its_folder(
-    sources, server, tmp_path, layout
+    sources, loopback, serve, tmp_path, layout
 ):
     folder = sources("qwen2", torch.float16, layout)
-    serve(server, folder)
-    job = job_of(hub_server.REPO, tmp_path / "hub")
-    weights = [path for _, path, _ in server.requests if path.endswith(".bin")]
-    assert weights == []
+    commit = serve(folder)
+    job = job_of(REPO, tmp_path / "hub")
+    assert not [request for request in loopback.find(".bin", origin="cdn") if request.range is None]
     assert not [name for name in job.checkpoint.folder.iterdir() if name.suffix in (".bin", ".safetensors")]
     assert job.budget.download_bytes > 0
     progress = Recorder()
@@ -346,49 +350,49 @@ def test_a_repository_is_planned_without_its_weights_and_gives_the_artifact_of_i
     files = record["source"].pop("files")
     assert "config.json" in files
     assert all(len(digest) == 64 for digest in files.values())
-    assert record["source"] == {"repo": hub_server.REPO, "commit": hub_server.COMMIT}
-    assert record["fingerprint"]["source"] == hub_server.COMMIT
+    assert record["source"] == {"repo": REPO, "commit": commit}
+    assert record["fingerprint"]["source"] == commit
     for path in (tmp_path / "hub").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
-        assert hub_server.TOKEN.encode() not in path.read_bytes()
+        assert loopback.token.encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize("stated", ["float32", ...])
 def test_a_bin_repository_whose_configuration_says_another_dtype_gives_the_same_artifact(
-    sources, server, tmp_path, stated
+    sources, serve, tmp_path, stated
 ):
     own = shutil.copytree(sources("llama", torch.bfloat16, "bin"), tmp_path / "source")
     change_config(own, torch_dtype=stated)
-    serve(server, own)
-    run(job_of(hub_server.REPO, tmp_path / "hub", method="rtn"))
+    serve(own)
+    run(job_of(REPO, tmp_path / "hub", method="rtn"))
     quantize(own, tmp_path / "local", method="rtn")
     assert digests(tmp_path / "hub") == digests(tmp_path / "local")
 
 
-def test_a_bin_repository_whose_tensors_do_not_fit_is_refused_before_the_run(sources, server, tmp_path):
+def test_a_bin_repository_whose_tensors_do_not_fit_is_refused_before_the_run(sources, serve, tmp_path):
     own = shutil.copytree(sources("llama", torch.bfloat16, "bin"), tmp_path / "source")
     weights = stored(own)
     weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(192, 128)
     tiny.write_weights(own, weights, "bin")
-    serve(server, own)
+    serve(own)
     with pytest.raises(BadInputError, match=r"config\.json asks for \[256, 128\]"):
-        run(job_of(hub_server.REPO, tmp_path / "hub"))
+        run(job_of(REPO, tmp_path / "hub"))
 
 
-def test_a_run_from_the_hub_continues_after_an_interruption(sources, server, tmp_path):
-    serve(server, sources("llama", torch.float16, "sharded"))
+def test_a_run_from_the_hub_continues_after_an_interruption(sources, serve, tmp_path):
+    serve(sources("llama", torch.float16, "sharded"))
     with pytest.raises(KeyboardInterrupt):
-        run(job_of(hub_server.REPO, tmp_path / "out"), Recorder(layer=0))
+        run(job_of(REPO, tmp_path / "out"), Recorder(layer=0))
     again = Recorder()
-    run(job_of(f"{hub_server.REPO}@main", tmp_path / "out"), again)
+    run(job_of(f"{REPO}@main", tmp_path / "out"), again)
     assert again.started == (2, 1)
     assert not [line for line in again.said if line.startswith("downloading")]
 
 
-def test_side_files_of_a_repository_are_carried_along(sources, server, tmp_path):
+def test_side_files_of_a_repository_are_carried_along(sources, serve, tmp_path):
     extra = {"LICENSE": b"as is", "MODEL_LICENSE.pdf": b"%PDF", "modeling_own.py": b"x", "README.md": b"# card"}
-    serve(server, sources("llama", torch.float16), **extra)
-    run(job_of(hub_server.REPO, tmp_path / "out", method="rtn"))
+    serve(sources("llama", torch.float16), **extra)
+    run(job_of(REPO, tmp_path / "out", method="rtn"))
     present = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert present["LICENSE"] == b"as is"
     assert present["MODEL_LICENSE.pdf"] == b"%PDF"

@@ -5,11 +5,10 @@ import json
 import pytest
 import tiny
 from artifacts import Recorder, job_of, quantize, read_json
-from hub_server import REPO
 from tiny import write_json
 from transformers import AutoTokenizer, XGLMTokenizer
 from vocab.test_spm import LLAMA, train
-from vocab.test_xgen import encoding_of, server, small  # noqa: F401  fixtures
+from vocab.test_xgen import encoding_of, small  # noqa: F401  a fixture
 from vocab.texts import many_texts
 
 from quantkit.calibration import build_tokens
@@ -137,15 +136,15 @@ def test_xgen_becomes_a_checkpoint_that_plain_transformers_reads(as_gpt2, tmp_pa
         assert loaded.decode(ids) == witness.decode(ids), text
 
 
-@pytest.mark.usefixtures("as_gpt2")
-def test_xgens_vocabulary_is_downloaded_where_it_is_not_beside(small, server, tmp_path, monkeypatch):  # noqa: F811
-    server.files = {"vocab.json": small[0], "merges.txt": small[1], "config.json": b"{}"}
-    monkeypatch.setattr(xgen, "GPT2_REPOSITORY", REPO)
+@pytest.mark.usefixtures("as_gpt2", "hub_client")
+def test_xgens_vocabulary_is_downloaded_where_it_is_not_beside(small, loopback, tmp_path, monkeypatch):  # noqa: F811
+    loopback.add_repo("some/gpt2", {"vocab.json": small[0], "merges.txt": small[1], "config.json": b"{}"})
+    monkeypatch.setattr(xgen, "GPT2_REPOSITORY", "some/gpt2")
     made = quantize(make_xgen(tmp_path / "xgen", small[0]), tmp_path / "out", **RTN).output
     assert AutoTokenizer.from_pretrained(made).eos_token_id == xgen.GPT2_RANKS
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("hub_client")
 @pytest.mark.parametrize("method", [{}, RTN], ids=["gptq", "rtn"])
 def test_xgen_without_its_vocabulary_is_refused_before_any_work(small, tmp_path, monkeypatch, method):  # noqa: F811
     monkeypatch.setattr(xgen, "GPT2_REPOSITORY", "no/such")

@@ -2,7 +2,6 @@
 
 import json
 
-import hub_server
 import pytest
 import tiktoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -10,8 +9,6 @@ from vocab.texts import many_texts, shipped
 
 from quantkit.errors import BadInputError, NotFoundError
 from quantkit.vocab import xgen
-
-server = hub_server.server
 
 # tiktoken_ext/openai_public.py, gpt2()
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -131,14 +128,16 @@ def test_the_vocabulary_is_taken_from_beside_the_checkpoint(tmp_path, monkeypatc
     assert xgen.gpt2_vocabulary(tmp_path) == (b"1", b"2")
 
 
-def test_the_vocabulary_is_taken_from_the_hub(tmp_path, server, monkeypatch):
-    server.files = {"vocab.json": b"1", "merges.txt": b"2", "model.safetensors": b"not this"}
-    monkeypatch.setattr(xgen, "GPT2_REPOSITORY", hub_server.REPO)
+@pytest.mark.usefixtures("hub_client")
+def test_the_vocabulary_is_taken_from_the_hub(tmp_path, loopback, monkeypatch):
+    loopback.add_repo("some/gpt2", {"vocab.json": b"1", "merges.txt": b"2", "model.safetensors": b"not this"})
+    monkeypatch.setattr(xgen, "GPT2_REPOSITORY", "some/gpt2")
     assert xgen.gpt2_vocabulary(tmp_path) == (b"1", b"2")
-    assert not [path for _, path, _ in server.requests if path.endswith(".safetensors")]
+    assert loopback.find(".safetensors") == []
 
 
-def test_without_the_vocabulary_it_says_what_to_do(tmp_path, server, monkeypatch):
+@pytest.mark.usefixtures("hub_client")
+def test_without_the_vocabulary_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(xgen, "GPT2_REPOSITORY", "no/such")
     with pytest.raises(NotFoundError) as caught:
         xgen.gpt2_vocabulary(tmp_path)
