@@ -1,5 +1,7 @@
 """What the genuine client does about each fault, and which of them it leaves to its callers."""
 
+import hashlib
+import json
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,6 +163,44 @@ def test_uploads_that_are_cut_are_sent_again(loopback, hub_client, waits, kind):
     hub_client.upload_file(repo_id=OWN, path_in_repo=SHARD, path_or_fileobj=WEIGHTS)
     assert loopback.repo(OWN).files()[SHARD] == WEIGHTS
     assert [request.received for request in loopback.find("", "PUT")] == [CUT, len(WEIGHTS)]
+
+
+def test_an_upload_that_is_not_read_on_waits_for_the_client(loopback, hub_client):
+    hub_client.create_repo(OWN)
+    url = put_address(loopback, WEIGHTS * 32)
+    loopback.fail("/repos/", "stall", after=CUT)
+    with pytest.raises(httpx2.TimeoutException):
+        get_session().put(url, content=WEIGHTS * 32, timeout=0.3)
+    assert [request.received for request in loopback.find("", "PUT")] == [CUT]
+    assert get_session().put(url, content=WEIGHTS * 32).status_code == 200
+
+
+def test_what_an_upload_must_be(loopback, hub_client):
+    hub_client.create_repo(OWN)
+    url = put_address(loopback, WEIGHTS)
+    answer = get_session().put(url, content=WEIGHTS[1:])
+    assert (answer.status_code, "did not match" in answer.text) == (400, True)
+    header = {"key": "header", "value": {"summary": "x"}}
+    file = {"key": "lfsFile", "value": {"path": SHARD, "oid": hashlib.sha256(WEIGHTS).hexdigest()}}
+    commit = {
+        "url": f"{loopback.url}/api/models/{OWN}/commit/main",
+        "content": f"{json.dumps(header)}\n{json.dumps(file)}",
+        "headers": {"Authorization": f"Bearer {loopback.token}"},
+    }
+    answer = get_session().post(**commit)
+    assert (answer.status_code, "does not exist" in answer.text) == (400, True)
+    assert get_session().put(url, content=WEIGHTS).status_code == 200
+    assert get_session().post(**commit).status_code == 200
+    assert loopback.repo(OWN).files()[SHARD] == WEIGHTS
+
+
+def put_address(hub, data):
+    """Where an object of OWN is to be put."""
+    oid = hashlib.sha256(data).hexdigest()
+    asked = {"operation": "upload", "objects": [{"oid": oid, "size": len(data)}]}
+    headers = {"Authorization": f"Bearer {hub.token}"}
+    answer = get_session().post(f"{hub.url}/{OWN}.git/info/lfs/objects/batch", json=asked, headers=headers)
+    return answer.json()["objects"][0]["actions"]["upload"]["href"]
 
 
 def test_a_commit_whose_answer_is_lost(loopback, hub_client):

@@ -45,10 +45,11 @@ def cut(handler: "Handler") -> None:
 
 
 def _wait_for_client(handler: "Handler") -> None:
-    """Says nothing until the client has gone, or the server is stopped."""
-    while not handler.server.closing.is_set():
-        if select.select([handler.connection], [], [], 0.05)[0]:
-            return
+    """Says nothing until the client has gone, or the server is stopped; what it still sends is left unread."""
+    poll = select.poll()
+    poll.register(handler.connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    while not handler.server.closing.is_set() and not poll.poll(50):
+        continue
 
 
 def stop(handler: "Handler", entry: Open, fault: "Fault") -> None:
