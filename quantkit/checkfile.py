@@ -4,6 +4,7 @@ It is check.json in an artifact's folder, and NAME.check.json beside a GGUF mode
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Standing:
     counts: bool
     reason: str  # for people
     record: dict[str, Any] | None  # what it holds
+    is_of_these: bool = False  # whether the files that were checked are these, passed or not
 
 
 def home_of(path: Path) -> Path:
@@ -62,11 +64,12 @@ def write_check(path: Path, record: dict[str, Any]) -> Path:
     return place
 
 
-def standing(path: Path) -> Standing:
+def standing(path: Path, hashes: Mapping[str, str] | None = None) -> Standing:
     """Whether the check of an artifact passed and its files are still those that were checked.
 
     Args:
         path: its folder or its GGUF file, or the folder of that file.
+        hashes: sha256 of its files by name, where they were just taken; without them every byte is read.
 
     Raises:
         BadInputError: a folder of several GGUF models.
@@ -84,17 +87,27 @@ def standing(path: Path) -> Standing:
         return Standing(False, f"{place} is not JSON", None)
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         return Standing(False, f"{place} is not of schema {SCHEMA_VERSION}", None)
-    artifact = record["artifacts"][0]
+    artifact = _artifact(record)
+    if artifact is None:
+        return Standing(False, f"{place} is not the check of one artifact", None)
     home = home_of(path)
     present = [name for name in bound_files(path) if (home / name).exists()]
-    hashes = file_hashes(home, present)
+    found = file_hashes(home, present) if hashes is None else {name: hashes.get(name) for name in present}
     for name in sorted({*present, *artifact["files"]}):
-        if hashes.get(name) != artifact["files"].get(name):
-            what = "is gone" if name not in hashes else "is new" if name not in artifact["files"] else "has changed"
+        if found.get(name) != artifact["files"].get(name):
+            what = "is gone" if name not in found else "is new" if name not in artifact["files"] else "has changed"
             return Standing(False, f"{name} {what} since the check; it no longer counts", record)
     if not artifact["passed"]:
-        return Standing(False, "the check did not pass", record)
-    return Standing(True, "checked, passed, and the files are those that were checked", record)
+        return Standing(False, "the check did not pass", record, is_of_these=True)
+    return Standing(True, "checked, passed, and the files are those that were checked", record, is_of_these=True)
+
+
+def _artifact(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The only artifact of a check's record, None where it has another form."""
+    match record.get("artifacts"):
+        case [{"files": dict(), "passed": bool()} as artifact]:
+            return dict(artifact)
+    return None
 
 
 def _is_gguf(path: Path) -> bool:

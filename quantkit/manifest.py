@@ -17,6 +17,7 @@ from quantkit.weights.header import parse_object
 from quantkit.weights.regular import read_small, short
 
 MANIFEST_FILE = "quantkit.json"
+RECORD = ".quantkit.json"  # behind the stem of a GGUF file: what its run says of it
 SCHEMA_VERSION = 1
 DIGEST = "digest"  # of everything else in the file, which cannot hold its own hash
 _NAME = re.compile(r"[^/\\\0]{1,255}")

@@ -81,6 +81,28 @@ RUNTIMES = {
 # fmt: on
 
 
+@dataclass(frozen=True)
+class GgufRuntime:
+    """What reads GGUF files."""
+
+    name: str
+    label: str
+    known: str  # what was tried, a sentence
+
+
+GGUF_RUNTIMES = {
+    row.name: row
+    for row in (
+        GgufRuntime(
+            "llama.cpp",
+            "llama.cpp",
+            "Such files were run with llama.cpp as in xllamacpp 2026.10.11549 and gave the logits of their weights.",
+        ),
+        GgufRuntime("ollama", "Ollama", "It reads such files from the Hub; it was not run."),
+    )
+}
+
+
 class RuntimeRow(NamedTuple):
     """One line of the table that a plan prints."""
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from quantkit.errors import BadInputError
 from quantkit.formats.ggml.native import NATIVE_TYPES
+from quantkit.manifest import RECORD as RECORD
 from quantkit.pipeline.costs import Cost
 from quantkit.pipeline.gguf_job import GgufJob, Output
-from quantkit.pipeline.provenance import RECORD as RECORD
 from quantkit.pipeline.provenance import carry_licences, gguf_base
 from quantkit.versions import version, versions
 from quantkit.weights.files import disk_failure, holds, write_file

@@ -9,14 +9,13 @@ from typing import Any
 from quantkit.basecard import carried, licence_files, read_front_matter
 from quantkit.errors import BadInputError
 from quantkit.hub.repository import needed_files, small_files
-from quantkit.manifest import MANIFEST_FILE, Base, Manifest, read_manifest, write_manifest
+from quantkit.manifest import MANIFEST_FILE, RECORD, Base, Manifest, read_manifest, write_manifest
 from quantkit.weights.files import copy_file
 from quantkit.weights.hashes import file_hash, file_hashes
 from quantkit.weights.source import Checkpoint
 
 LATER = (MANIFEST_FILE, "README.md", "quality.svg", "check.json")  # made from the artifact, not part of the run
 ASKED = ("type", "tensor_type_overrides", "imatrix")  # of a record: what its model's recipe was
-RECORD = ".quantkit.json"  # behind the stem of a GGUF file
 
 
 def base_of(checkpoint: Checkpoint, files: Mapping[str, str]) -> Base:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quantkit.report import figures
+from quantkit.report.card_text import plain
 from quantkit.report.findings import (
     answers_sentence,
     failures,
@@ -69,8 +70,8 @@ def markdown_table(record: Mapping[str, Any]) -> str:
         overall, is_artifact = entry["metrics"]["all"], "gates" in entry
         rows.append(
             (
-                _plain_markdown(entry["name"]),
-                _plain_markdown(entry["format"]),
+                plain(entry["name"]),
+                plain(entry["format"]),
                 figures.bits(entry["bits_per_weight"]),
                 format_bytes(entry["file_bytes"]),
                 format_gib(entry["memory"]["predicted_bytes"]),
@@ -187,8 +188,3 @@ def _middle(text: str, width: int) -> str:
 
 def _compact_format(text: str) -> str:
     return text.replace(" bits", "-bit").replace(", group ", " g").replace(", per row", " per row")
-
-
-def _plain_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no new cell."""
-    return re.sub(r"([\\`*_\[\]<>|&~#])", r"\\\1", " ".join(text.split()))

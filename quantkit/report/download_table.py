@@ -31,6 +31,9 @@ def print_download(record: Mapping[str, Any]) -> None:
         facts.add_row("missing", format_bytes(record["missing_bytes"]))
         facts.add_row("free disk", format_bytes(record["free_bytes"]))
     else:
-        fetched = sum(row["bytes"] for row in files if row["name"] in record["fetched"])
-        facts.add_row("fetched", f"{len(record['fetched'])}, {format_bytes(fetched)}; every one verified")
+        fetched = [row["bytes"] for row in files if row["name"] in record["fetched"]]
+        said = (
+            f"{len(fetched)}, {format_bytes(sum(fetched))}; every one verified" if fetched else "nothing, all was here"
+        )
+        facts.add_row("fetched", said)
     out.print(facts)
