@@ -19,6 +19,14 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
+def format_count(count: float) -> str:
+    """A number of parameters as people say it: `13.72 billion`."""
+    for factor, word in ((10**9, "billion"), (10**6, "million")):
+        if count >= factor:
+            return f"{count / factor:.2f} {word}"
+    return f"{count:.0f}"
+
+
 def format_gib(count: float) -> str:
     """Bytes in binary gigabytes, as memory is counted: `8.06 GiB`."""
     return f"{count / GIB:.2f} GiB"
