@@ -87,18 +87,19 @@ class Answer:
     def length(self) -> int:
         return self.end - self.start
 
+    def plus(self, headers: Mapping[str, str]) -> "Answer":
+        return replace(self, headers={**self.headers, **headers})
+
     def cut(self, count: int) -> "Answer":
         """The first `count` bytes alone, as if there were no more."""
         end = self.start + count
-        return replace(self, headers=self._ranged(end) if self.status == 206 else self.headers, span=(self.start, end))
+        told = {"Content-Range": f"bytes {self.start}-{end - 1}/{self.content.size}"} if self.status == 206 else {}
+        return replace(self.plus(told), span=(self.start, end))
 
     def whole(self) -> "Answer":
         """The answer of a server that knows no ranges."""
         left = {name: value for name, value in self.headers.items() if name not in ("Content-Range", "Accept-Ranges")}
         return replace(self, status=200, headers=left, span=None)
-
-    def _ranged(self, end: int) -> dict[str, str]:
-        return {**self.headers, "Content-Range": f"bytes {self.start}-{end - 1}/{self.content.size}"}
 
 
 class Refused(Exception):

@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from loopback.access import open_commit, signed_in
-from loopback.answers import Answer, Call, answer_file, answer_json, answer_page, redirect, refusal
+from loopback.answers import Answer, Call, Refused, answer_file, answer_json, answer_page, redirect, refusal
 from loopback.cards import tags_of, words_of
 from loopback.storage import Commit, Entry, Repo
 
@@ -131,8 +131,7 @@ def resolve(call: Call, repo: Repo, revision: str, path: str) -> Answer:
     origin = {"X-Repo-Commit": commit.oid}
     entry = commit.files.get(name)
     if entry is None:
-        error = refusal(404, "Entry not found", "EntryNotFound")
-        raise type(error)(_with(error.answer, origin))
+        raise Refused(refusal(404, "Entry not found", "EntryNotFound").answer.plus(origin))
     headers = origin | {"X-Linked-Size": str(entry.content.size), "X-Linked-Etag": f'"{entry.etag}"'}
     if found := _xet_hash(call, entry):
         refresh = f"{call.hub.url}/api/{repo.kind}s/{repo.repo_id}/xet-read-token/{commit.oid}"
@@ -148,7 +147,3 @@ def resolve(call: Call, repo: Repo, revision: str, path: str) -> Answer:
         cache = f"/api/resolve-cache/{repo.kind}s/{repo.repo_id}/{commit.oid}/{quote(name, safe='')}"
         return redirect(307, cache, headers | {"ETag": f'"{entry.etag}"'})
     return answer_file(call, entry.content, origin | {"ETag": f'"{entry.etag}"'})
-
-
-def _with(answer: Answer, headers: dict[str, str]) -> Answer:
-    return Answer(answer.status, {**answer.headers, **headers}, answer.content)

@@ -111,8 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind == "expired":
             self.server.hub.signer.expire(query)
             return refusal(403, "Request has expired").answer
-        answer = refusal(int(fault.kind), "This was asked for").answer
-        return replace(answer, headers={**answer.headers, **fault.headers()})
+        return refusal(int(fault.kind), "This was asked for").answer.plus(fault.headers())
 
     def _route(self, call: Call) -> Answer:
         hub = self.server.hub
