@@ -112,13 +112,13 @@ def test_a_header_longer_than_the_first_range(server, monkeypatch):
     assert set(RemoteHeaders(resolve(REPO)).infos) == set(TENSORS)
 
 
-def test_bin_repositories_have_a_weight_map_only(server):
+def test_bare_pickles_have_a_weight_map_only(server):
     index = {"weight_map": {"a": BIN_SHARD}}
-    parts = {"pytorch_model.bin.index.json": json.dumps(index).encode(), BIN_SHARD: b"12345"}
+    parts = {"pytorch_model.bin.index.json": json.dumps(index).encode(), BIN_SHARD: b"\x80 123"}
     server.add_repo("some/parts", SMALL | parts)
     source = RemoteHeaders(resolve("some/parts"))
     assert (source.infos, source.weight_map, source.total_size) == ({}, index["weight_map"], 5)
-    server.add_repo("some/one", SMALL | {"pytorch_model.bin": b"123"})
+    server.add_repo("some/one", SMALL | {"pytorch_model.bin": b"\x8012"})
     source = RemoteHeaders(resolve("some/one"))
     assert (source.infos, source.weight_map, source.total_size) == ({}, {}, 3)
 

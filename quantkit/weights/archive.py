@@ -13,13 +13,13 @@ from quantkit.weights.regular import open_regular, short
 
 HINT = "use the safetensors files of this checkpoint, or convert it where you trust its author"
 MAX_PICKLE_BYTES = 64 * 2**20
-_ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_MAGIC = b"\x80"
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
 FIRST_BYTES = 1024  # enough to tell a file of another kind
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record; the two lengths that end it
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record; the two lengths that end it
 _DAMAGED = "the file is damaged or incomplete; fetch it again"
 # What the zip reader raises on damaged or hostile files.
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     ArithmeticError,
     EOFError,
     LookupError,
@@ -43,7 +43,7 @@ def read_records(path: Path) -> tuple[bytes, dict[str, range]]:
         return _read_records(path)
     except OSError as error:
         raise DiskError(f"cannot read {path}: {error.strerror or error}") from error
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         found = f"records that cannot be read ({short(str(error) or type(error).__name__)})"
         raise BadInputError(f"{path.name}: found {found}, expected those of torch.save", HINT) from error
 
@@ -51,11 +51,11 @@ def read_records(path: Path) -> tuple[bytes, dict[str, range]]:
 def _read_records(path: Path) -> tuple[bytes, dict[str, range]]:
     with open_regular(path) as file:
         beginning = file.read(FIRST_BYTES)
-        if not beginning.startswith(_ZIP_MAGIC):
+        if not beginning.startswith(ZIP_MAGIC):
             expected = "the zip form of torch.save (torch 1.6 and later)"
             refuse_foreign(beginning, os.fstat(file.fileno()).st_size, path.name, expected)
-            old = beginning.startswith(_PICKLE_MAGIC)
-            found = "a bare pickle, as older versions wrote it" if old else f"{beginning[: len(_ZIP_MAGIC)]!r} in front"
+            old = beginning.startswith(PICKLE_MAGIC)
+            found = "a bare pickle, as older versions wrote it" if old else f"{beginning[: len(ZIP_MAGIC)]!r} in front"
             raise BadInputError(f"{path.name}: found {found}, expected {expected}", HINT)
         with _open_archive(file, path.name) as archive:
             records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
@@ -68,8 +68,8 @@ def _read_records(path: Path) -> tuple[bytes, dict[str, range]]:
         for name, record in records.items():
             if name.startswith("data/"):
                 file.seek(record.header_offset)
-                lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-                start = record.header_offset + _LOCAL_HEADER.size + sum(lengths)
+                lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                start = record.header_offset + LOCAL_HEADER.size + sum(lengths)
                 places[name.removeprefix("data/")] = range(start, start + record.file_size)
     return text, places
 

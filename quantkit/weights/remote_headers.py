@@ -11,6 +11,7 @@ from quantkit.weights.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_lengt
 from quantkit.weights.local import join_shards, parse_index
 from quantkit.weights.ranged import read_range, read_verified
 from quantkit.weights.remote import RepoSnapshot
+from quantkit.weights.remote_pickled import fetch_pickled_header
 
 FIRST_BYTES = 100_000  # holds most headers
 PARALLEL_HEADERS = 8
@@ -21,8 +22,8 @@ class RemoteHeaders:
     """The tensors of a snapshot by their headers alone; a `TensorSource` that cannot read.
 
     Attributes:
-        weight_map: tensor name -> file. All that is known where a repository has only `.bin` files,
-            whose headers cannot be had without a download (empty for a single one).
+        weight_map: tensor name -> file. All that is known where `.bin` files are bare pickles, as torch wrote
+            before 1.6, whose headers cannot be had without a download (empty for a single one).
         total_size: bytes of all tensors, or of the files where the headers are not known.
 
     Raises:
@@ -44,10 +45,11 @@ class RemoteHeaders:
             raise NotFoundError(f"{snapshot.repo_id}: {index} names {absent[0]}, which is not there")
         self._infos: dict[str, TensorInfo] = {}
         self.total_size = sum(snapshot.files[name] for name in weights)
-        if weights[0].endswith(".safetensors"):
-            with ThreadPoolExecutor(PARALLEL_HEADERS) as pool:
-                headers = dict(zip(weights, pool.map(self._read_header, weights), strict=True))
-            self._infos = join_shards(self.weight_map, headers, index or weights[0])
+        with ThreadPoolExecutor(PARALLEL_HEADERS) as pool:
+            headers = dict(zip(weights, pool.map(self._read_header, weights), strict=True))
+        known = {name: header for name, header in headers.items() if header is not None}
+        if len(known) == len(headers):
+            self._infos = join_shards(self.weight_map, known, index or weights[0])
             self.weight_map = {name: info.file for name, info in self._infos.items()}
             self.total_size = sum(info.nbytes for info in self._infos.values())
 
@@ -67,7 +69,9 @@ class RemoteHeaders:
     def close(self) -> None:
         """Nothing to do."""
 
-    def _read_header(self, name: str) -> dict[str, TensorInfo]:
+    def _read_header(self, name: str) -> dict[str, TensorInfo] | None:
+        if not name.endswith(".safetensors"):
+            return fetch_pickled_header(self.snapshot, name)
         size = self.snapshot.files[name]
         raw = read_range(self.snapshot, name, 0, min(FIRST_BYTES, size))
         end = LENGTH_BYTES + header_length(raw, size, name)
@@ -96,4 +100,7 @@ def weight_files(names: Iterable[str]) -> list[str]:
             return [index, *([name for name in shards if name.startswith(f"{stem}-")] or shards or files)]
         if len(files) == 1 and suffix == ".safetensors":
             return files
-    raise NotFoundError("no weights in this repository, expected model.safetensors or an index with its shards")
+    raise NotFoundError(
+        "no weights in this repository, expected model.safetensors or an index with its shards",
+        "GGUF, ONNX and adapter repositories are made from a checkpoint: name that one",
+    )
