@@ -1,5 +1,6 @@
 """What a release makes of which base: the fields of a release file, checked against recipes and names."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -154,9 +155,7 @@ def make_release(fields: dict[str, Any], folder: Path) -> ReleaseFile:
     release = checked(ReleaseFile, fields, "release")
     variants = tuple(_complete(variant, folder, place) for place, variant in enumerate(release.variants))
     _refuse_twins(variants)
-    base = release.base
-    if is_folder(base):
-        base = str((folder / Path(base).expanduser()).resolve())
+    base = _path(folder, release.base) if is_folder(release.base) else release.base
     return release.model_copy(update={"base": base, "variants": variants})
 
 
@@ -173,20 +172,26 @@ def scheme_of(variant: Variant) -> Scheme:
 
 def _complete(variant: Variant, folder: Path, place: int) -> Variant:
     """A variant with its name, and its recipe wherever the working directory is; the recipe is read once."""
-    recipe = variant.recipe
+    recipe, where = variant.recipe, f"variants.{place}.recipe:"
     if is_file_name := Path(recipe).suffix in (".yaml", ".yml"):
-        recipe = str((folder / Path(recipe).expanduser()).absolute())
+        recipe = _path(folder, recipe)
+        if not os.path.isfile(recipe):  # noqa: PTH113 (pathlib raises for names that cannot be)
+            raise BadInputError(f"{where} no file {shortened(variant.recipe)}", "paths start at the release file")
     try:
         load_scheme(recipe)
     except BadInputError as error:
-        shown = str(error).replace(recipe, variant.recipe) if is_file_name else str(error)
-        raise BadInputError(f"variants.{place}.recipe: {shown}", error.hint) from error
+        raise BadInputError(f"{where} {error}", error.hint) from error
     name = variant.name or (Path(recipe).stem if is_file_name else recipe)
     if not _NAME.fullmatch(name):
         raise BadInputError(
             f"variants.{place}: {shortened(name)} cannot be a name", "give the variant a name of its own"
         )
     return variant.model_copy(update={"recipe": recipe, "name": name})
+
+
+def _path(folder: Path, text: str) -> str:
+    """A path of a release file, absolute; nothing is asked of the disk."""
+    return os.path.abspath(folder / os.path.expanduser(text))  # noqa: PTH100, PTH111 (the same)
 
 
 def _refuse_twins(variants: tuple[Variant, ...]) -> None:

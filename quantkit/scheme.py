@@ -1,5 +1,6 @@
 """A recipe by its name: one for GPTQ or one for GGUF files, as its method says."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -77,7 +78,7 @@ def load_scheme(name_or_path: str) -> Scheme:
     try:
         return make_scheme(fields)
     except (BadInputError, UsageError) as error:
-        raise BadInputError(f"{name_or_path}: {error}", error.hint) from error
+        raise BadInputError(f"{Path(name_or_path).name}: {error}", error.hint) from error
 
 
 def make_scheme(fields: dict[str, Any]) -> Scheme:

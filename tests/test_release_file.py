@@ -103,6 +103,12 @@ def test_paths_start_at_the_release_file(tmp_path, monkeypatch):
     assert scheme_of(release.variants[0]) == Recipe(bits=8)
 
 
+@pytest.mark.parametrize("base", ["~no-user/model", "./a\0b", "./" + "x" * 5000, "/", "../.."])
+def test_a_folder_is_looked_for_when_it_is_opened_and_not_before(base):
+    release = make_release(ONE | {"base": base}, Path("some/folder"))
+    assert Path(release.base).is_absolute()
+
+
 def test_gates_of_a_variant_replace_those_of_its_recipe_one_by_one(tmp_path):
     (tmp_path / "mine.yaml").write_text("gates: {max_kl: 0.1, min_top1: 0.9}\n")
     fields = ONE | {"variants": [{"recipe": "mine.yaml", "gates": {"max_kl": 0.2, "max_memory": "8GB"}}]}
@@ -166,7 +172,10 @@ def test_gates_of_a_variant_replace_those_of_its_recipe_one_by_one(tmp_path):
             "variants.0.recipe: no recipe 'gptq-int5'",
             "did you mean gptq-",
         ),
-        (ONE | {"variants": [{"recipe": "no.yaml"}]}, "variants.0.recipe: no recipe 'no.yaml'", "shipped: "),
+        (ONE | {"variants": [{"recipe": "no.yaml"}]}, "variants.0.recipe: no file 'no.yaml'", "paths start"),
+        (ONE | {"variants": [{"recipe": "~no-user/x.yaml"}]}, "variants.0.recipe: no file '~no-user/x.yaml'", None),
+        (ONE | {"variants": [{"recipe": "a\0b.yaml"}]}, "variants.0.recipe: no file ", None),
+        (ONE | {"variants": [{"recipe": "x" * 5000 + ".yaml"}]}, "variants.0.recipe: no file ", None),
         (
             ONE | {"variants": [{"recipe": "bad.yaml"}]},
             "variants.0.recipe: bad.yaml: unknown file type 'Q4'",

@@ -130,7 +130,7 @@ def test_a_file_names_itself_in_its_errors(tmp_path):
     path.write_text("method: gguf\ntype: Q4_KM\n")
     with pytest.raises(BadInputError) as caught:
         load_scheme(str(path))
-    assert str(caught.value) == f"{path}: unknown file type 'Q4_KM'"
+    assert str(caught.value) == "mine.yaml: unknown file type 'Q4_KM'"
     assert caught.value.hint == "did you mean Q4_K_M?"
 
 

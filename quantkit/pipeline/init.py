@@ -98,7 +98,8 @@ def recipes_for(parameters: int) -> tuple[str, ...]:
 
 def _file_name(reference: str) -> str:
     """`xverse-13b-chat.yaml` for xverse/XVERSE-13B-Chat@main, or for a folder of that name."""
-    name = reference.rstrip("/").rpartition("/")[2].partition("@")[0]
+    repository = reference.partition("@")[0]
+    name = (repository if is_repository(repository) else reference.rstrip("/")).rpartition("/")[2]
     if name in ("", ".", ".."):
         name = Path(reference or ".").resolve().name
     return f"{name.lower() or 'release'}.yaml"

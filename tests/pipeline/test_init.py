@@ -216,6 +216,22 @@ def test_the_manual_has_the_same_table():
         make_release({"base": "a/b", "variants": [{"recipe": name} for name in names]}, Path())
 
 
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("xverse/XVERSE-13B-Chat", "xverse-13b-chat.yaml"), ("a/B@refs/pr/1", "b.yaml"), ("./My M/", "my m.yaml"),
+        ("/models/x@y", "x@y.yaml"), (".", "here.yaml"),
+    ],
+)  # fmt: skip
+def test_the_file_is_named_after_the_model(tmp_path, monkeypatch, reference, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path(name).touch()
+    with pytest.raises(UsageError) as caught:
+        write_release(reference)
+    assert str(caught.value) == f"{name} is there already"
+
+
 TEXT = st.text(max_size=40)
 
 
