@@ -24,8 +24,8 @@ from quantkit.weights.imatrix import write_imatrix
 WITHOUT_GGML = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is not None, reason="ggml is installed")
 OPTIONS = [
     "--type", "--target-size", "--out", "--recipe", "--imatrix", "--tensor-type", "--pre", "--split-max-size",
-    "--calibration", "--samples", "--sequence-length", "--seed", "--device", "--threads", "--restart", "--context", "--dry-run",
-    "--json", "--help",
+    "--calibration", "--samples", "--sequence-length", "--seed", "--device", "--threads", "--restart", "--context",
+    "--dry-run", "--json", "--help",
 ]  # fmt: skip
 
 
