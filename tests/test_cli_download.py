@@ -137,6 +137,26 @@ def test_a_renamed_repository(quantkit, hub):
     assert cells(out)[0] == ["repository", "new/name"]
 
 
+def test_the_token_is_nowhere(loopback, tmp_path):
+    """Not at the storage, not in what is printed with every switch for that, not in what is written."""
+    loopback.add_repo(REPO, FILES, private=True)
+    loopback.fail("model.safetensors", "reset", after=100_000, origin="cdn")
+    loopback.fail("config.json", 503)
+    switches = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | loopback.environment(tmp_path / "home") | switches
+    for reference, code in ((REPO, 0), (f"{REPO}@v9", 4)):
+        line = [sys.executable, "-m", "quantkit.cli", "download", reference, "--debug", "--json"]
+        ran = subprocess.run(line, env=environment, capture_output=True, text=True)
+        assert ran.returncode == code, ran.stderr
+        assert "canary" not in ran.stdout + ran.stderr
+    assert len([path for path in (tmp_path / "home").rglob("*") if path.is_file()]) >= 2 * (len(FILES) - 1)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"canary" not in path.read_bytes()
+    storage = [request for request in loopback.requests if request.origin == "cdn"]
+    assert len(storage) == 2
+    assert not any("canary" in f"{request.headers} {request.query}" for request in storage)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_a_download_that_continues(loopback, tmp_path, number):
     weights = random.Random(2).randbytes(3_000_000)

@@ -298,8 +298,9 @@ def test_a_folder_takes_what_the_cache_has(hub, tmp_path):
 
 def test_a_folder_with_another_checkpoint_is_refused(hub, tmp_path):
     out = tmp_path / "out"
-    for name in ("tokenizer.model", "pytorch_model.bin", "model-00004-of-00004.safetensors"):
+    for name in ("tokenizer.model", "pytorch_model-1.bin", "model-00004-of-00004.safetensors"):
         out.mkdir()
+        (out / "pytorch_model.bin").write_bytes(FILES["pytorch_model.bin"])  # of the repository, though not needed
         (out / name).write_bytes(b"another's")
         (out / "notes.txt").write_bytes(b"the user's")
         with pytest.raises(BadInputError, match=f"holds {name}, which is no file of {REPO}"):

@@ -10,7 +10,7 @@ from quantkit.progress import Bars, Lines, Shown, Silent
 
 RECORD = {"name": "model.layers.0.mlp.down_proj", "loss": 0.25, "relative_error": 2e-3}
 WORSE = {"name": "model.layers.0.self_attn.q_proj", "loss": 0.125, "relative_error": 4e-3}
-EVENTS = ("say", "start", "linear", "layer", "stop")
+EVENTS = ("say", "start", "linear", "layer", "transfer", "stop")
 
 
 def play(progress, layers=3, done=0):
@@ -126,3 +126,53 @@ def test_the_terminal_is_given_back_after_a_failure(monkeypatch):
     with pytest.raises(KeyboardInterrupt), shown:
         raise KeyboardInterrupt
     assert stopped == [True]
+
+
+def transfer(progress, monkeypatch, seconds, total=100_000_000):
+    """A transfer of so many seconds, told ten times a second."""
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    for tick in range(seconds * 10 + 1):
+        progress.transfer(total * tick // (seconds * 10), total)
+        clock[0] += 0.1
+    progress.stop()
+
+
+def test_a_transfer_is_a_line_every_ten_seconds(monkeypatch):
+    stream = io.StringIO()
+    transfer(Lines(stream), monkeypatch, 40)
+    first, *_, last = stream.getvalue().splitlines()
+    assert re.fullmatch(r"downloaded 25\.\d+ MB of 100\.00 MB, 2\.50 MB/s, 30 s to go", first)
+    assert last == "downloaded 100.00 MB"
+    assert len(stream.getvalue().splitlines()) == 4
+
+
+def test_a_short_transfer_is_no_line(monkeypatch):
+    stream = io.StringIO()
+    transfer(Lines(stream), monkeypatch, 5)
+    assert stream.getvalue() == ""
+
+
+def test_a_transfer_that_loses_bytes_still_has_a_rate(monkeypatch):
+    clock, stream = [0.0], io.StringIO()
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    lines = Lines(stream)
+    for done in (50, 0):
+        lines.transfer(done, 100)
+        clock[0] += 20
+    assert stream.getvalue() == "downloaded 0 B of 100 B, 1 B/s, 1 min 40 s to go\n"
+
+
+def test_the_bar_of_a_transfer_goes_when_all_is_there(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal to rich
+    monkeypatch.setenv("COLUMNS", "100")
+    bars = Bars()
+    for _ in range(2):  # one download after another
+        bars.transfer(0, 10)
+        bars.transfer(10, 10)
+    bars.transfer(5, 10)
+    bars.stop()
+    bars.stop()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "5/10 bytes" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)

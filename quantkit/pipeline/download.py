@@ -69,7 +69,7 @@ def prepare(reference: str, out: Path | None = None) -> DownloadJob:
     if out is None:
         missing = {name: missing_bytes(snapshot, [name]) for name in files}
     else:
-        _refuse_strangers(out, snapshot, files)
+        _refuse_strangers(out, snapshot)
         missing = {name: _missing(out / name, snapshot, name) for name in files}
     missing = {name: count for name, count in missing.items() if count}
     folder = Places(snapshot).folder if out is None else out
@@ -161,13 +161,13 @@ def _missing(target: Path, snapshot: RepoSnapshot, name: str) -> int:
     return size
 
 
-def _refuse_strangers(out: Path, snapshot: RepoSnapshot, files: Sequence[str]) -> None:
+def _refuse_strangers(out: Path, snapshot: RepoSnapshot) -> None:
     """Refuse a folder where files of two checkpoints would lie side by side, taken for one."""
     if out.exists() and not out.is_dir():
         raise BadInputError(f"{out} is a file, expected a folder", "choose another --out")
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES) and not name.startswith(".")]
-    strangers = sorted({*small_files(names), *weights} - set(files))
+    strangers = sorted({*small_files(names), *weights} - set(snapshot.files))
     if strangers:
         raise BadInputError(
             f"{out} holds {strangers[0]}, which is no file of {snapshot.repo_id} at {snapshot.commit[:12]}",
