@@ -136,12 +136,12 @@ def _find_infos(folder: Path) -> dict[str, TensorInfo]:
         raise NotFoundError(f"no such folder: {folder}")
     for single, index in _SINGLE_AND_INDEX:
         if os.path.lexists(folder / single):
-            return _read_shard(folder / single)
+            return read_shard(folder / single)
         if os.path.lexists(folder / index):
             return _read_indexed(folder, index)
         others = sorted(folder.glob(f"*{Path(single).suffix}"))
         if len(others) == 1 and single.endswith(".safetensors"):
-            return _read_shard(others[0])
+            return read_shard(others[0])
         if others and single.endswith(".safetensors"):
             names = ", ".join(path.name for path in others[:3])
             raise BadInputError(f"{folder}: found {len(others)} safetensors files ({names}) but no {index}")
@@ -151,7 +151,13 @@ def _find_infos(folder: Path) -> dict[str, TensorInfo]:
     )
 
 
-def _read_shard(path: Path) -> dict[str, TensorInfo]:
+def read_shard(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a file, safetensors or `.bin`, by name.
+
+    Raises:
+        BadInputError: it breaks the rules of its format.
+        DiskError: it cannot be read.
+    """
     if path.suffix == ".safetensors":
         return read_header(path)
     read_records(path)  # a damaged file is refused before torch is loaded for its pickle
@@ -170,7 +176,7 @@ def _read_indexed(folder: Path, index: str) -> dict[str, TensorInfo]:
             f"{folder}: {len(missing)} of {len(shards)} shards of {index} are missing: {names}",
             "finish the download",
         )
-    return join_shards(weight_map, {shard: _read_shard(folder / shard) for shard in shards}, index)
+    return join_shards(weight_map, {shard: read_shard(folder / shard) for shard in shards}, index)
 
 
 def join_shards(
