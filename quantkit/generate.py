@@ -100,7 +100,7 @@ def greedy_choices(
     batches = list(_packed(pieces, lambda one: one[0].long == one[-1].long and _area(one) <= BATCH_TOKENS))
     hiddens: list[torch.Tensor] = []
     calls: list[list[LayerCall]] = []
-    with _filled(skeleton, source, skeleton.outer_names()):
+    with _filled(skeleton, source, skeleton.front_names()):
         for batch in batches:
             hidden, recorded = skeleton.embed(_padded([piece.ids for piece in batch]))
             hiddens.append(hidden)
@@ -249,7 +249,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def _step(skeleton: Skeleton, source: TensorSource, wave: Sequence[_Batch], switch: int | None) -> list[list[int]]:
     """The next token of every row of every batch; each layer is filled once for all of them."""
-    with _filled(skeleton, source, skeleton.outer_names()):
+    with _filled(skeleton, source, skeleton.front_names()):
         begun = [skeleton.begin(**batch.inputs(skeleton, switch)) for batch in wave]
     hiddens = [hidden for hidden, _ in begun]
     for index in range(len(skeleton.layers)):

@@ -5,6 +5,7 @@ applied to a chunk of tokens at a time and the logits of all weight sets are com
 logits file is ever written.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -46,7 +47,70 @@ class Pass:
     damage: list[list[LinearDamage]]  # [weight set]: every linear that differs from the baseline's
 
 
-@torch.no_grad()
+class Lockstep:
+    """Weight sets on their way through the layers, a layer at a time: `begin`, every `layer` in order, `finish`.
+
+    Args:
+        skeleton: of the common architecture.
+        sources: tensors by the family's names, in any float dtype; the first is the baseline.
+        windows: what is read and scored.
+        names: of the weight sets, for the sentence that says whose values are not finite.
+
+    Attributes:
+        hiddens: [windows, context, hidden] in the compute dtype, per weight set.
+        drift: as in `Pass`, of the layers so far.
+        damage: as in `Pass`, of the layers so far.
+    """
+
+    def __init__(
+        self, skeleton: Skeleton, sources: Sequence[TensorSource], windows: Windows, names: Sequence[str] = ()
+    ) -> None:
+        self._skeleton, self._sources, self._windows = skeleton, sources, windows
+        self._names = names or [f"weight set {number}" for number in range(len(sources))]
+        self._calls: list[LayerCall] = []
+        self.hiddens: list[torch.Tensor] = []
+        self.drift: list[list[float]] = [[] for _ in sources]
+        self.damage: list[list[LinearDamage]] = [[] for _ in sources]
+
+    def begin(self) -> None:
+        """Hidden states before the first layer, per weight set, and how the layers are called."""
+        front = self._skeleton.front_names()
+        self.hiddens.clear()
+        for source in self._sources:
+            self._skeleton.fill_from(source, front)
+            hidden, self._calls = self._skeleton.embed(self._windows.ids)
+            self.hiddens.append(hidden)
+            self._skeleton.empty(front)
+
+    @torch.no_grad()
+    def layer(self, index: int) -> None:
+        """Carry every weight set through a layer, and compare.
+
+        Raises:
+            QualityError: the activations of a weight set are not finite.
+        """
+        skeleton, names = self._skeleton, self._skeleton.layer_names(index)
+        original: dict[str, torch.Tensor] = {}
+        for number, (source, hidden) in enumerate(zip(self._sources, self.hiddens, strict=True)):
+            if number == 0:
+                original = _fill_and_keep(skeleton, source, names)
+            else:
+                self.damage[number] += _fill_and_compare(skeleton, source, names, original)
+            _advance(skeleton, index, hidden, self._calls[index])
+            self.drift[number].append(_drift(self.hiddens[0], hidden, self._windows.scored))
+            if not math.isfinite(self.drift[number][-1]):
+                raise QualityError(f"{self._names[number]}: the activations after layer {index} are not finite")
+        skeleton.empty(names)
+        original.clear()
+        release_memory()
+
+    @torch.no_grad()
+    def finish(self) -> Pass:
+        """Norm, head and comparison, behind the last layer."""
+        scores = _score(self._skeleton, self._sources, self.hiddens, self._windows)
+        return Pass(scores, self.drift, self.damage)
+
+
 def evaluate(
     skeleton: Skeleton,
     sources: Sequence[TensorSource],
@@ -66,28 +130,13 @@ def evaluate(
     Raises:
         QualityError: the activations of a weight set are not finite.
     """
-    hiddens, calls = _embed(skeleton, sources, windows)
-    drift: list[list[float]] = [[] for _ in sources]
-    damage: list[list[LinearDamage]] = [[] for _ in sources]
+    lockstep = Lockstep(skeleton, sources, windows, names)
+    lockstep.begin()
     for index in range(len(skeleton.layers)):
         started = time.perf_counter()
-        layer = skeleton.layer_names(index)
-        original: dict[str, torch.Tensor] = {}
-        for number, (source, hidden) in enumerate(zip(sources, hiddens, strict=True)):
-            if number == 0:
-                original = _fill_and_keep(skeleton, source, layer)
-            else:
-                damage[number] += _fill_and_compare(skeleton, source, layer, original)
-            _advance(skeleton, index, hidden, calls[index])
-            drift[number].append(_drift(hiddens[0], hidden, windows.scored))
-            if not torch.isfinite(torch.tensor(drift[number][-1])):
-                who = names[number] if names else f"weight set {number}"
-                raise QualityError(f"{who}: the activations after layer {index} are not finite")
-        skeleton.empty(layer)
-        original.clear()
-        release_memory()
+        lockstep.layer(index)
         layer_done(index, time.perf_counter() - started)
-    return Pass(_score(skeleton, sources, hiddens, windows), drift, damage)
+    return lockstep.finish()
 
 
 def compare(skeleton: Skeleton, sources: Sequence[TensorSource], token_ids: torch.Tensor) -> list[Metrics]:
@@ -111,21 +160,6 @@ def compare(skeleton: Skeleton, sources: Sequence[TensorSource], token_ids: torc
 def chunk_tokens(vocabulary: int) -> int:
     """Tokens whose logits are compared at a time."""
     return max(1, min(CHUNK_TOKENS, LOGIT_BYTES // (4 * vocabulary)))
-
-
-def _embed(
-    skeleton: Skeleton, sources: Sequence[TensorSource], windows: Windows
-) -> tuple[list[torch.Tensor], list[LayerCall]]:
-    """Hidden states before the first layer, per weight set, and how the layers are called."""
-    hiddens: list[torch.Tensor] = []
-    calls: list[LayerCall] = []
-    outer = skeleton.outer_names()
-    for source in sources:
-        skeleton.fill_from(source, outer)
-        hidden, calls = skeleton.embed(windows.ids)
-        hiddens.append(hidden)
-        skeleton.empty(outer)
-    return hiddens, calls
 
 
 def _fill_and_keep(skeleton: Skeleton, source: TensorSource, names: list[str]) -> dict[str, torch.Tensor]:

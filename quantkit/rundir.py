@@ -3,12 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import BadInputError, DiskError
 from quantkit.weights.files import disk_failure, write_file
+from quantkit.weights.streamed import SHARD_FOLDER
 
 RUN_FILE = "run.json"
 LAYERS_FILE = "layers.jsonl"
@@ -72,7 +73,8 @@ class RunFolder:
             self._begin()
             return
         self._compare(previous["fingerprint"], fingerprint)
-        self._remove(*(path.name for path in folder.glob(".*.partial") if ".safetensors." not in path.name))
+        left = (path.name for path in folder.glob(".*.partial") if path.name != SHARD_FOLDER)
+        self._remove(*(name for name in left if ".safetensors." not in name))
         # config.json is written after run.json, as the very last file.
         self.complete = previous["status"] == "finished" and (folder / CONFIG_FILE).exists()
         if not self.complete:
@@ -93,9 +95,12 @@ class RunFolder:
         """Append a linear's line to layers.jsonl."""
         self._append(record)
 
-    def record_finished(self, layer: int, cost: Mapping[str, float] | None = None) -> None:
-        """Append the line that makes a layer final, with its cost; its tensors must be on the disk already."""
-        self._append({"finished": layer, **(cost or {})})
+    def record_finished(self, layer: int, cost: Mapping[str, float] | None = None, beside: Iterable[str] = ()) -> None:
+        """Append the line that makes a layer final, with its cost; its tensors must be on the disk already.
+
+        `beside` names the tensors outside of the layers that are on the disk by now.
+        """
+        self._append({"finished": layer, **(cost or {}), **({"beside": names} if (names := sorted(beside)) else {})})
         self.finished_layers = layer + 1
 
     def forget_from(self, layer: int) -> None:
@@ -111,6 +116,10 @@ class RunFolder:
         """What each finished layer cost, in order."""
         return [row for row in self._rows() if "finished" in row]
 
+    def beside(self) -> set[str]:
+        """Tensors outside of the layers that were on the disk when the last finished layer was."""
+        return set(next((row.get("beside", ()) for row in reversed(self.costs())), ()))
+
     def _rows(self) -> list[dict[str, Any]]:
         path = self.folder / LAYERS_FILE
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
@@ -123,7 +132,7 @@ class RunFolder:
         """Remove what an earlier run made, in an order in which no crash leaves more than an unfinished run."""
         names = [path.name for path in self.folder.iterdir()]
         weights = [name for name in names if name.endswith(".safetensors")]
-        partial = [name for name in names if name.startswith(".") and name.endswith(".partial")]
+        partial = [path.name for path in self.folder.glob(".*.partial") if path.name != SHARD_FOLDER]
         self._remove(*OWN_FILES, *weights, *partial)
 
     def _remove(self, *names: str) -> None:

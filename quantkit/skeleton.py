@@ -7,7 +7,7 @@ positions, sliding window); no family needs forward code of its own and no remot
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,10 @@ class Skeleton:
                     shapes[full] = (module.out_features, module.in_features)
         return shapes
 
+    def front_names(self) -> list[str]:
+        """Parameters in front of the decoder layers, which `embed` and `begin` need."""
+        return [self.family.embedding + ".weight"]
+
     def outer_names(self) -> list[str]:
         """Parameters outside of the decoder layers and the head: embedding, norms."""
         inner, head = self.family.layers + ".", self.family.head + "."
@@ -172,7 +176,7 @@ class Skeleton:
 
     @torch.no_grad()
     def embed(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
-        """Run transformers' forward with recorders for layers; the outer parameters must be filled.
+        """Run transformers' forward with recorders for layers; the embedding must be filled.
 
         Args:
             token_ids: [samples, sequence] int64, unpadded.
@@ -192,7 +196,7 @@ class Skeleton:
 
     @torch.no_grad()
     def begin(self, **inputs: Any) -> tuple[torch.Tensor, list[LayerCall]]:  # noqa: ANN401
-        """Run transformers' forward with recorders for layers once; the outer parameters must be filled.
+        """Run transformers' forward with recorders for layers once; the embedding must be filled.
 
         Args:
             inputs: what the forward takes, on the skeleton's device: input_ids [batch, sequence], perhaps
@@ -202,7 +206,8 @@ class Skeleton:
             Hidden states before the first layer [batch, sequence, hidden], and each layer's call.
         """
         recorders = [_Recorder(layer) for layer in self.layers]
-        with self._replaced_layers(recorders):
+        recorders[-1].is_end = True  # the norm behind it may be on meta: it may lie in a shard that is not here yet
+        with self._replaced_layers(recorders), suppress(InputReached):
             self.model.base_model(**inputs)
         return recorders[0].hidden, [LayerCall(recorder.args, recorder.kwargs) for recorder in recorders]
 
@@ -252,6 +257,7 @@ class _Recorder(nn.Module):
         self.__dict__["layer"] = layer  # not a submodule
         self.hidden: torch.Tensor = torch.empty(0)
         self.replacement: torch.Tensor | None = None
+        self.is_end = False
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
 
@@ -263,6 +269,8 @@ class _Recorder(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         self.hidden, self.args, self.kwargs = hidden_states, args, kwargs
+        if self.is_end:
+            raise InputReached
         return hidden_states if self.replacement is None else self.replacement
 
 

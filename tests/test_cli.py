@@ -37,7 +37,7 @@ def _quick(monkeypatch):
     torch.set_num_threads(1)
     numba.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    monkeypatch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
     yield
     torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
@@ -338,7 +338,7 @@ def test_a_small_disk_and_a_small_memory_have_their_codes(quantkit, model, monke
         assert (code, err.splitlines()[-2][:23]) == (6, "quantkit: the run needs")
     with monkeypatch.context() as patch:
         patch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-        patch.setattr("quantkit.pipeline.job.resident_bytes", lambda: 1)
+        patch.setattr("quantkit.pipeline.machine.resident_bytes", lambda: 1)
         code, _, err = quantkit("gptq", model, *FEW)
         assert (code, err.splitlines()[-2][:23]) == (7, "quantkit: the run needs")
     assert names() == ["model"]

@@ -143,6 +143,15 @@ def _run(job: "CheckJob", html: Path | None, markdown: Path | None, as_json: boo
         from quantkit.report.check_table import print_check
 
         print_check(record)
+    refuse_failed(record)
+
+
+def refuse_failed(record: dict[str, Any]) -> None:
+    """Say which gates of a check did not hold.
+
+    Raises:
+        QualityError: at least one.
+    """
     failed = [
         f"{entry['name']}: {gate['sentence']}"
         for entry in record["artifacts"]

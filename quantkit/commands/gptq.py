@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.errors import BadInputError, UsageError
+from quantkit.errors import BadInputError, QualityError, UsageError
 
 if TYPE_CHECKING:
     from quantkit.pipeline.job import Job
+    from quantkit.pipeline.same_pass import SamePassCheck
     from quantkit.recipe import Recipe
     from quantkit.weights.source import Checkpoint
 
@@ -83,6 +84,16 @@ ImatrixFile = Annotated[
         "--imatrix", help="Also write the importance matrix of the calibration, for GGUF files, to this file."
     ),
 ]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Let a repository's shards come and go, two on the disk at a time. [default: where the disk lacks room]",
+    ),
+]
+Checked = Annotated[
+    bool, typer.Option("--check", help="Measure what was lost in the same pass; its gates decide the exit code.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew in a folder that holds an earlier run.")]
@@ -94,8 +105,8 @@ def gptq(
     scales: Scales = None, rule: Rules = None, skip: Skip = None, target: Targets = None, dtype: Dtype = None,
     max_shard_size: ShardSize = None, calibration: CalibrationText = None, samples: Samples = None,
     sequence_length: SequenceLength = None, seed: Seed = None, device: DeviceName = "auto",
-    strict: Strict = False, imatrix: ImatrixFile = None, restart: Restart = False, context: Context = 4096,
-    dry_run: DryRun = False, as_json: AsJson = False,
+    strict: Strict = False, imatrix: ImatrixFile = None, stream: Stream = None, check: Checked = False,
+    restart: Restart = False, context: Context = 4096, dry_run: DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint to a GPTQ checkpoint.
 
@@ -113,22 +124,24 @@ def gptq(
 
     checkpoint = look(model)  # refuses what it can before torch is loaded
     if dry_run:
-        _show_plan(_prepare(checkpoint, made, out, device, strict), context, as_json)
+        _show_plan(_prepare(checkpoint, made, out, device, strict, stream), context, as_json)
         return
     from quantkit.pipeline.gptq import run
     from quantkit.progress import Shown
     from quantkit.report.table import print_result
 
     with Shown() as progress:
-        job = _prepare(checkpoint, made, out, device, strict)
+        job = _prepare(checkpoint, made, out, device, strict, stream)
         for note in job.plan.notes:
             progress.say(f"note: {note}")
         progress.say(f"computing on {job.device.label}")
-        result = run(job, progress, restart=restart, imatrix=imatrix)
+        result = run(job, progress, restart=restart, imatrix=imatrix, check=_same_pass(job) if check else None)
     if as_json:
-        _print_json({"output": str(result.output), **result.record})
+        _print_json({"output": str(result.output), **result.record, **({"check": result.check} if check else {})})
     else:
         print_result(result.output, result.record)
+    if check:
+        _judge(result.output, result.check, as_json)
 
 
 def plan(
@@ -137,7 +150,7 @@ def plan(
     scales: Scales = None, rule: Rules = None, skip: Skip = None, target: Targets = None, dtype: Dtype = None,
     max_shard_size: ShardSize = None, calibration: CalibrationText = None, samples: Samples = None,
     sequence_length: SequenceLength = None, seed: Seed = None, device: DeviceName = "auto",
-    strict: Strict = False, context: Context = 4096, as_json: AsJson = False,
+    strict: Strict = False, stream: Stream = None, context: Context = 4096, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say what `gptq` would make and cost: size, memory, disk, time, and where the artifact runs.
 
@@ -153,7 +166,7 @@ def plan(
     )  # fmt: skip
     from quantkit.pipeline.look import look
 
-    _show_plan(_prepare(look(model), made, out, device, strict), context, as_json)
+    _show_plan(_prepare(look(model), made, out, device, strict, stream), context, as_json)
 
 
 def _recipe(
@@ -191,10 +204,32 @@ def _recipe(
     return made
 
 
-def _prepare(checkpoint: "Checkpoint", recipe: "Recipe", out: Path | None, device: str, strict: bool) -> "Job":
+def _prepare(
+    checkpoint: "Checkpoint", recipe: "Recipe", out: Path | None, device: str, strict: bool, stream: bool | None
+) -> "Job":
     from quantkit.pipeline.job import prepare
 
-    return prepare(checkpoint, recipe, output=out, device=device, strict=strict)
+    return prepare(checkpoint, recipe, output=out, device=device, strict=strict, stream=stream)
+
+
+def _same_pass(job: "Job") -> "SamePassCheck":
+    from quantkit.pipeline.check_job import CheckOptions
+    from quantkit.pipeline.same_pass import SamePassCheck
+
+    return SamePassCheck([job], CheckOptions())
+
+
+def _judge(output: Path, record: dict[str, Any] | None, as_json: bool) -> None:
+    """Print the check of the same pass; a gate that did not hold leaves with exit code 8."""
+    from quantkit.commands.check import refuse_failed
+
+    if record is None:
+        raise QualityError(f"{output} was finished before, its check was not measured", "quantkit check measures it")
+    if not as_json:
+        from quantkit.report.check_table import print_check
+
+        print_check(record)
+    refuse_failed(record)
 
 
 def _show_plan(job: "Job", context: int, as_json: bool) -> None:

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 
-from quantkit.devices import Device, choose_device, measure_rate
+from quantkit.devices import Device, choose_device
 from quantkit.errors import OutOfMemoryError, UsageError
 from quantkit.families.family import Family
-from quantkit.memory import resident_bytes
 from quantkit.pipeline.check_budget import CheckBudget, check_budget
 from quantkit.pipeline.check_text import cut_windows, other_vocabularies, overlaps, prefix_ids
+from quantkit.pipeline.machine import machine_of
 from quantkit.pipeline.tasks import Tasks, open_tasks
 from quantkit.pipeline.weightset import WeightSet, open_artifact, open_baseline, weight_bytes
-from quantkit.plan.budget import Machine
 from quantkit.quality.gates import Limits
 from quantkit.quality.prompts import Prompt, load_prompts
 from quantkit.quality.texts import EvaluationText, evaluation_texts
@@ -103,14 +101,7 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
         stride=options.stride,
         as_llama_cpp=options.like_llama_cpp,
     )
-    machine = Machine(
-        compute_bytes=device.dtype.itemsize,
-        on_host=device.device.type == "cpu",
-        available_bytes=psutil.virtual_memory().available + resident_bytes(),
-        base_bytes=resident_bytes(),
-        product_rate=measure_rate(device.device, device.dtype),
-        exact_rate=measure_rate(device.device, torch.float32),
-    )
+    machine = machine_of(device)
     count, context = windows.ids.shape
     budget = check_budget(
         skeleton,

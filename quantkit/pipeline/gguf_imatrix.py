@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from quantkit.calibration import build_tokens, public_name
-from quantkit.devices import Device, measure_rate
+from quantkit.devices import Device
 from quantkit.errors import OutOfMemoryError
-from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf_model import GgufModel
 from quantkit.pipeline.imatrix import check_forward, collect
 from quantkit.pipeline.imatrix_file import assembled, kept_or_made, origin_of, own_imatrix
 from quantkit.pipeline.job import sample_length
-from quantkit.plan.budget import Machine
+from quantkit.pipeline.machine import available_bytes, machine_of
 from quantkit.plan.imatrix_budget import ImatrixBudget, imatrix_budget
 from quantkit.progress import Progress
 from quantkit.recipe import Calibration, Recipe
@@ -83,19 +81,12 @@ def imatrix_cost(model: GgufModel, calibration: Calibration, device: Device) -> 
 
 def _cost(model: GgufModel, device: Device, samples: int, length: int) -> ImatrixBudget:
     sizes = Skeleton(model.family, model.config).sizes()  # first: what it loads stays in memory
-    machine = Machine(
-        compute_bytes=device.dtype.itemsize,
-        on_host=device.device.type == "cpu",
-        available_bytes=psutil.virtual_memory().available + resident_bytes(),
-        base_bytes=resident_bytes(),
-        product_rate=measure_rate(device.device, device.dtype),
-        exact_rate=measure_rate(device.device, torch.float32),
-    )
+    machine = machine_of(device)
     return imatrix_budget(model.family, model.source.infos, sizes, machine, samples, length)
 
 
 def _check_memory(cost: ImatrixBudget, device: Device) -> None:
-    available = psutil.virtual_memory().available + resident_bytes()
+    available = available_bytes()
     if cost.host_bytes > available:
         raise OutOfMemoryError(
             f"the imatrix needs {format_gib(cost.host_bytes)} of memory, {format_gib(available)} is available",

@@ -1,45 +1,42 @@
-"""The main job: a checkpoint in, a GPTQ checkpoint out, one decoder layer in memory at a time."""
+"""The main job: a checkpoint in, GPTQ checkpoints out, one decoder layer in memory at a time."""
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import CalibrationTokens, build_tokens
 from quantkit.checkfile import bound_files
 from quantkit.checkpoint import open_checkpoint
-from quantkit.devices import release_memory, reset_peak
-from quantkit.errors import OutOfMemoryError, is_out_of_memory
+from quantkit.devices import reset_peak
 from quantkit.formats.gptq_config import quantization_config
-from quantkit.methods import gptq
 from quantkit.pipeline.costs import Cost, Meter, total
 from quantkit.pipeline.gptq_imatrix import GptqImatrix
-from quantkit.pipeline.job import Job, fingerprint, preflight, prepare, sample_length
-from quantkit.pipeline.layerwise import (
-    QuantizedLinear,
-    advance,
-    quantize_with_data,
-    quantize_without_data,
-    read_layer,
-)
+from quantkit.pipeline.gptq_pass import GptqPass
+from quantkit.pipeline.job import Job, fingerprint, prepare, sample_length
 from quantkit.pipeline.memo import Memo
-from quantkit.pipeline.output import ArtifactWriter, copy_side_files, is_whole, write_config, write_descriptions
+from quantkit.pipeline.output import ArtifactWriter, config_text, copy_side_files, is_whole, write_descriptions
+from quantkit.pipeline.preflight import preflight
+from quantkit.pipeline.provenance import write_gptq_manifest
 from quantkit.pipeline.record import run_record
 from quantkit.pipeline.tokenizer import RunTokenizer, Tokenizer, open_tokenizer
+from quantkit.plan.order import reading_order
 from quantkit.plan.rows import DTYPE_OPTION
 from quantkit.progress import Progress, Silent
 from quantkit.rundir import RunFolder, check_folder
 from quantkit.runlock import locked
-from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.units import format_bytes
 from quantkit.versions import version, versions
+from quantkit.weights.files import write_file
 from quantkit.weights.hashes import file_hashes
 from quantkit.weights.source import CONFIG
+from quantkit.weights.streamed import SHARD_FOLDER, StreamedSource, streamed, streamed_bytes
+
+if TYPE_CHECKING:
+    from quantkit.pipeline.same_pass import SamePassCheck
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,29 @@ class Result:
 
     output: Path
     record: dict[str, Any]  # run.json
+    check: dict[str, Any] | None = None  # check.json, where it was measured in the same pass
 
 
-def run(job: Job, progress: Progress | None = None, *, restart: bool = False, imatrix: Path | None = None) -> Result:
+@dataclass(frozen=True)
+class _Making:
+    """A job at work."""
+
+    job: Job
+    tokens: CalibrationTokens | None
+    carried: RunTokenizer
+    inputs: dict[str, Any]
+    folder: RunFolder
+    importance: GptqImatrix | None
+
+
+def run(
+    job: Job,
+    progress: Progress | None = None,
+    *,
+    restart: bool = False,
+    imatrix: Path | None = None,
+    check: "SamePassCheck | None" = None,
+) -> Result:
     """Execute a prepared job, or continue it where it stopped.
 
     Args:
@@ -58,6 +75,7 @@ def run(job: Job, progress: Progress | None = None, *, restart: bool = False, im
         progress: told what happens; silent by default.
         restart: begin anew in a folder that holds an earlier run.
         imatrix: a file that is to get the importance matrix of the same pass over the text.
+        check: measures what was lost, in the same pass over the source.
 
     Returns:
         The folder of the artifact and its run.json.
@@ -66,53 +84,89 @@ def run(job: Job, progress: Progress | None = None, *, restart: bool = False, im
         QuantkitError: another run holds the folder; disk, memory or input fail. Finished layers are kept
             and the same call goes on from there.
     """
+    return run_together([job], progress, restart=restart, imatrix=imatrix, check=check)[0]
+
+
+def run_together(
+    jobs: Sequence[Job],
+    progress: Progress | None = None,
+    *,
+    restart: bool = False,
+    imatrix: Path | None = None,
+    check: "SamePassCheck | None" = None,
+) -> list[Result]:
+    """Several artifacts of one checkpoint in one pass over its layers; each has the bytes that a run alone gives it.
+
+    Args:
+        jobs: of the same checkpoint, with folders of their own.
+        progress: as for `run`.
+        restart: as for `run`.
+        imatrix: as for `run`; it is taken from the first job that calibrates.
+        check: as for `run`; it compares all artifacts with the source at once.
+
+    Raises:
+        QuantkitError: as for `run`.
+    """
     progress = progress or Silent()
-    check_folder(job.output)
-    with locked(job.output) as protected:
-        if not protected:
-            progress.say(f"note: the file system of {job.output} has no locks; start no second run there")
-        return _run(job, progress, restart, imatrix)
+    for job in jobs:
+        check_folder(job.output)
+    with ExitStack() as locks:
+        for job in jobs:
+            if not locks.enter_context(locked(job.output)):
+                progress.say(f"note: the file system of {job.output} has no locks; start no second run there")
+        return _run(list(jobs), progress, restart, imatrix, check)
 
 
-def _run(job: Job, progress: Progress, restart: bool, imatrix: Path | None) -> Result:
-    meter = Meter(job.device.device)
-    preflight(job)
-    importance = GptqImatrix(imatrix, job) if imatrix else None
-    for note in job.tokenizer.notes:
+def _run(
+    jobs: list[Job], progress: Progress, restart: bool, imatrix: Path | None, check: "SamePassCheck | None"
+) -> list[Result]:
+    meter = Meter(jobs[0].device.device)
+    preflight(jobs, check.budget.activation_bytes if check else 0)
+    calibrating = next((job for job in jobs if job.recipe.method == "gptq"), jobs[0])
+    importance = GptqImatrix(imatrix, calibrating) if imatrix else None
+    read = [open_tokenizer(job) for job in jobs]
+    for note in dict.fromkeys(note for job in jobs for note in job.tokenizer.notes):
         progress.say(note)
-    tokenizer, carried = open_tokenizer(job)
-    if carried.unread:
+    for carried in {carried.unread: carried for _, carried in read if carried.unread}.values():
         progress.say(f"note: {carried.unread}; it is copied unread")
-    if job.checkpoint.download_bytes:
-        progress.say(f"downloading {format_bytes(job.checkpoint.download_bytes)} of {job.checkpoint.repo_id}")
-        pinned = open_checkpoint(f"{job.checkpoint.repo_id}@{job.checkpoint.commit}")
-        # Planned anew: of `.bin` files only the names were known, not what they hold.
-        device = str(job.device.device)
-        job = prepare(pinned.reference, job.recipe, output=job.output, device=device, strict=job.strict)
+    fetched = _with_weights(jobs, progress)
     reset_peak()
-    tokens = _calibration_tokens(job, tokenizer, progress) if job.recipe.method == "gptq" else None
-    del tokenizer
-    inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
-    folder = RunFolder(job.output, inputs, restart=restart)
-    if folder.complete and not is_whole(job.checkpoint, job.plan, job.output, carried.files):
-        progress.say(f"{job.output} was finished, but a file is gone; making it again")
-        folder.reopen()
-    if folder.complete:
-        progress.say(f"{job.output} is finished already; nothing to do")
-        if importance and tokens:
-            importance.write(job, tokens, inputs, progress)
-        return Result(job.output, json.loads((job.output / "run.json").read_text("utf-8")))
-    with ArtifactWriter(job.plan, job.output, folder.finished_layers) as writer:
-        folder.forget_from(writer.intact_layers)
-        try:
-            _layers(job, tokens, folder, writer, progress, meter, importance)
-        finally:
-            progress.stop()
-        writer.finish_shards()
-    record = _finish(job, tokens, carried, inputs, folder, total([*folder.costs(), meter.read()]))
-    if importance and tokens:
-        importance.write(job, tokens, inputs, progress)
-    return Result(job.output, record)
+    makings = []
+    for job, asked, (tokenizer, carried) in zip(fetched, jobs, read, strict=True):
+        tokens = _calibration_tokens(job, tokenizer, progress) if job.recipe.method == "gptq" else None
+        inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
+        folder = RunFolder(job.output, inputs, restart=restart)
+        if folder.complete and not is_whole(job.checkpoint, job.plan, job.output, carried.files):
+            progress.say(f"{job.output} was finished, but a file is gone; making it again")
+            folder.reopen()
+        own = importance if asked is calibrating else None
+        makings.append(_Making(job, tokens, carried, inputs, folder, own))
+    del read
+    source = fetched[0].checkpoint.source
+    with closing(source) if isinstance(source, StreamedSource) else nullcontext():
+        _make([making for making in makings if not making.folder.complete], meter, progress, check)
+    if isinstance(source, StreamedSource):
+        source.remove()
+    return [_result(making, progress, check) for making in makings]
+
+
+def _with_weights(jobs: list[Job], progress: Progress) -> list[Job]:
+    """The jobs with a checkpoint that can be read: downloaded, or streamed."""
+    checkpoint = jobs[0].checkpoint
+    if not checkpoint.download_bytes:
+        return jobs
+    size = format_bytes(checkpoint.download_bytes)
+    if jobs[0].streamed:
+        held = format_bytes(streamed_bytes(checkpoint))
+        progress.say(f"streaming {size} of {checkpoint.repo_id}: at most {held} of it are on the disk at a time")
+        here = streamed(checkpoint, jobs[0].output / SHARD_FOLDER, progress.say)
+        return [replace(job, checkpoint=here) for job in jobs]
+    progress.say(f"downloading {size} of {checkpoint.repo_id}")
+    pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
+    # Planned anew: what the files hold is known for certain only now.
+    return [
+        prepare(pinned, job.recipe, output=job.output, device=str(job.device.device), strict=job.strict) for job in jobs
+    ]
 
 
 def _calibration_tokens(job: Job, tokenizer: Tokenizer, progress: Progress) -> CalibrationTokens:
@@ -129,116 +183,84 @@ def _calibration_tokens(job: Job, tokenizer: Tokenizer, progress: Progress) -> C
     return tokens
 
 
-def _layers(
-    job: Job,
-    tokens: CalibrationTokens | None,
-    folder: RunFolder,
-    writer: ArtifactWriter,
-    progress: Progress,
-    meter: Meter,
-    importance: GptqImatrix | None,
-) -> None:
-    source = job.checkpoint.source
-    skeleton = job.skeleton
-    count, done = len(job.plan.layers), folder.finished_layers
-    hidden, calls = torch.empty(0), [LayerCall((), {})] * count
-    with_data = tokens is not None and done < count
-    if tokens is not None and with_data:
-        outer = skeleton.outer_names()
-        skeleton.fill(read_layer(source, outer))
-        hidden, calls = skeleton.embed(tokens.ids)
-        skeleton.empty(outer)
-        release_memory()
-    writer.copy_outer(source)
-    memo = Memo(job.family, job.budget.remembered)
+def _make(makings: list[_Making], meter: Meter, progress: Progress, check: "SamePassCheck | None") -> None:
+    """Everything that is not finished: one pass over the layers, then the small files of each artifact."""
+    if not makings:
+        return
+    with ExitStack() as writers:
+        memo = Memo(makings[0].job.family, makings[0].job.budget.remembered)
+        passes = []
+        for making in makings:
+            folder, job = making.folder, making.job
+            writer = ArtifactWriter(job.plan, job.output, folder.finished_layers, folder.beside())
+            folder.forget_from(writers.enter_context(writer).intact_layers)
+            passes.append(GptqPass(job, making.tokens, folder, writer, memo, meter, progress, making.importance))
+        if check:
+            check.open(passes)
+        try:
+            _through_layers(passes, progress, check)
+        finally:
+            progress.stop()
+        if check:
+            check.score()
+        for one in passes:
+            one.writer.finish_shards()
+    for making in makings:
+        _finish(making, total([*making.folder.costs(), meter.read()]))
+
+
+def _through_layers(passes: list[GptqPass], progress: Progress, check: "SamePassCheck | None") -> None:
+    count, done = passes[0].count, min(one.folder.finished_layers for one in passes)
+    source = passes[0].job.checkpoint.source
+    if isinstance(source, StreamedSource):
+        source.expect(_reading_order(passes, check))
+    for one in passes:
+        one.begin()
+    if check:
+        check.begin()
     if done:
         progress.say(f"continuing: {done} of {count} layers are finished")
     progress.start(count, done)
-    for index in range(0 if with_data else done, count):
-        with _memory_for(index):
-            if index < done:
-                _replay(job, skeleton, index, hidden, calls[index], writer)
-                continue
-            started = time.perf_counter()
-            for linear in _quantize(job, skeleton, index, hidden, calls[index], writer, memo):
-                writer.write_linear(linear.name, linear.weight)
-                folder.record_linear(linear.record)
-                progress.linear(linear.record)
-                if importance:
-                    importance.note(linear)
-            if with_data and index + 1 < count:
-                advance(skeleton, index, hidden, calls[index], memo)
-            if with_data:
-                skeleton.empty(skeleton.layer_names(index))
-            writer.sync(index)
-            folder.record_finished(index, meter.read())
-            release_memory()
+    for index in range(count):
+        started = time.perf_counter()
+        quantized = [one.layer(index) for one in passes]
+        if check:
+            check.layer(index)
+        if any(quantized):
             progress.layer(index, time.perf_counter() - started)
+    for one in passes:
+        one.end()
 
 
-@contextmanager
-def _memory_for(layer: int) -> Iterator[None]:
-    """Name the layer for which memory did not do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory in layer {layer}: {str(error).partition(chr(10))[0] or 'no reason given'}",
-            "finished layers are kept: free memory and give the same command again; or lower --samples and --restart",
-        ) from error
+def _reading_order(passes: list[GptqPass], check: "SamePassCheck | None") -> list[str]:
+    """Every read to come: of each pass for itself, layer by layer."""
+    readers = [one.reads() for one in passes] + ([({}, check.reads())] if check else [])
+    beside: dict[int, list[str]] = {}
+    layers: dict[int, list[str]] = {}
+    for outer, own in readers:
+        for index, outer_names in outer.items():
+            beside.setdefault(index, []).extend(outer_names)
+        for index, names in own.items():
+            layers.setdefault(index, []).extend(names)
+    return reading_order(passes[0].count, beside, layers)
 
 
-def _quantize(
-    job: Job,
-    skeleton: Skeleton,
-    index: int,
-    hidden: torch.Tensor,
-    call: LayerCall,
-    writer: ArtifactWriter,
-    memo: Memo,
-) -> Iterator[QuantizedLinear]:
-    stages, recipe = job.plan.layers[index], job.recipe
-    names = skeleton.layer_names(index)
-    tensors = read_layer(job.checkpoint.source, names)
-    for name in names:
-        writer.write_kept(name, tensors[name])
-    if recipe.method == "rtn":
-        yield from quantize_without_data(stages, tensors, recipe.scales, job.device.device)
-        return
-    skeleton.fill(tensors)
-    settings = gptq.Settings(recipe.act_order, recipe.damp_percent, recipe.scales)
-    yield from quantize_with_data(skeleton, stages, tensors, hidden, call, settings, memo)
+def _result(making: _Making, progress: Progress, check: "SamePassCheck | None") -> Result:
+    output = making.job.output
+    if making.folder.complete:
+        progress.say(f"{output} is finished already; nothing to do")
+    if making.importance and making.tokens:
+        making.importance.write(making.job, making.tokens, making.inputs, progress)
+    record = json.loads((output / "run.json").read_text("utf-8"))
+    measured = check.record(output, progress) if check and not making.folder.complete else None
+    return Result(output, record, measured)
 
 
-def _replay(
-    job: Job, skeleton: Skeleton, index: int, hidden: torch.Tensor, call: LayerCall, writer: ArtifactWriter
-) -> None:
-    """Carry the activations through a layer that an earlier run finished, from the artifact's own bytes."""
-    names = skeleton.layer_names(index)
-    quantized = {name + ".weight" for stage in job.plan.layers[index] if stage.grid for name in stage.linears}
-    skeleton.fill(read_layer(job.checkpoint.source, [name for name in names if name not in quantized]))
-    for name in sorted(quantized):
-        weight = writer.read_linear(name.removesuffix(".weight"))
-        skeleton.fill({name: weight.dequantize(skeleton.dtype)})
-    if index + 1 < len(job.plan.layers):
-        advance(skeleton, index, hidden, call, Memo(job.family, ()))
-    skeleton.empty(names)
-    release_memory()
-
-
-def _finish(
-    job: Job,
-    tokens: CalibrationTokens | None,
-    tokenizer: RunTokenizer,
-    inputs: dict[str, Any],
-    folder: RunFolder,
-    spent: Cost,
-) -> dict[str, Any]:
+def _finish(making: _Making, spent: Cost) -> None:
     """Small files last: what has a config.json is whole."""
-    record = run_record(job, tokens, inputs, folder, spent)
-    copy_side_files(job.checkpoint, job.output, tokenizer.files)
+    job, output = making.job, making.job.output
+    record = run_record(job, making.tokens, making.inputs, making.folder, spent)
+    copy_side_files(job.checkpoint, output, making.carried.files)
     stored = DTYPE_OPTION[job.plan.kept_dtype]
     config = {key: stored if key in ("torch_dtype", "dtype") else value for key, value in job.config.items()}
     described = quantization_config(
@@ -250,9 +272,10 @@ def _finish(
         version=version(),
         transformers=record["first_transformers"],
     )
-    write_descriptions(job.output, job.plan, described)
-    record["tokenizer"] = tokenizer.prove(job.output, config)
-    record["files"] = file_hashes(job.output, [name for name in bound_files(job.output) if name != CONFIG])
-    folder.write_run(record)
-    write_config(job.output, config, described)
-    return record
+    write_descriptions(output, job.plan, described)
+    record["tokenizer"] = making.carried.prove(output, config)
+    record["files"] = file_hashes(output, [name for name in bound_files(output) if name != CONFIG])
+    making.folder.write_run(record)
+    raw = config_text(config, described)
+    write_gptq_manifest(output, job.checkpoint, record, {CONFIG: raw})
+    write_file(output / CONFIG, raw)

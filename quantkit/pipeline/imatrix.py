@@ -80,10 +80,10 @@ def collect(
     """
     check_forward(skeleton.family)
     inputs = weight_inputs(skeleton.family, rows)
-    outer = skeleton.outer_names()
-    _fill(skeleton, source, outer)
+    front = skeleton.front_names()
+    _fill(skeleton, source, front)
     hidden, calls = skeleton.embed(token_ids)
-    skeleton.empty(outer)
+    skeleton.empty(front)
     release_memory()
     entries: dict[str, Entry] = {}
     count = len(skeleton.layers)

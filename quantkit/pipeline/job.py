@@ -1,35 +1,33 @@
 """A job prepared: everything that can be known, and refused, before a weight is read."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from quantkit.calibration import text_sets
-from quantkit.devices import Device, choose_device, measure_rate
+from quantkit.devices import Device, choose_device
 from quantkit.dtypes import DTYPE_NAMES
-from quantkit.errors import BadInputError, DiskError, OutOfMemoryError, UsageError
+from quantkit.errors import BadInputError, UsageError
 from quantkit.families.checks import check_model_type
 from quantkit.families.family import Family
 from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, layout_of, runtime_table
-from quantkit.memory import resident_bytes
+from quantkit.pipeline.disk import is_streamed
 from quantkit.pipeline.look import look
-from quantkit.plan.budget import Budget, Machine, estimate
+from quantkit.pipeline.machine import machine_of
+from quantkit.plan.budget import SMALL_FILES, Budget, estimate
 from quantkit.plan.rows import Plan, Row, layer_of, make_plan
 from quantkit.plan.runtime import machine_table
 from quantkit.recipe import Recipe
-from quantkit.rundir import check_folder
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import TensorInfo
-from quantkit.units import format_bytes, format_gib
 from quantkit.vocab.files import Treatment, treatment
 from quantkit.weights.hashes import file_hashes
 from quantkit.weights.source import CONFIG, Checkpoint
+from quantkit.weights.streamed import streamed_bytes
 
 METHOD_LABELS = {"gptq": "GPTQ", "rtn": "RTN"}
 
@@ -49,6 +47,7 @@ class Job:
     skeleton: Skeleton
     tokenizer: Treatment
     strict: bool = False
+    streamed: bool = False  # shards of a repository come and go instead of being downloaded first
 
     @property
     def layout(self) -> Layout:
@@ -69,6 +68,7 @@ class Job:
             "source_bytes": self.plan.source_bytes,
             "artifact_bytes": self.plan.artifact_bytes,
             "shards": {name: sum(info.nbytes for info in infos) for name, infos in self.plan.shards.items()},
+            "streamed": self.streamed,
             "budget": self.budget.as_dict(),
             "context": context,
             "machines": machine_table(self.skeleton.sizes(), self.plan.artifact_bytes, context),
@@ -93,6 +93,7 @@ def prepare(
     output: Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    stream: bool | None = None,
 ) -> Job:
     """Plan a job from headers and configuration alone.
 
@@ -102,6 +103,7 @@ def prepare(
         output: the artifact's folder; by default named after the source and the method.
         device: `auto`, `cpu`, `cuda[:n]` or `mps`.
         strict: refuse linears that cannot be packed instead of leaving them in 16 bits.
+        stream: let the shards of a repository come and go; None: where the disk does not hold them all.
 
     Raises:
         QuantkitError: whatever makes the job impossible, in one sentence.
@@ -124,25 +126,20 @@ def prepare(
     tokenizer = treatment(checkpoint.folder, config, checkpoint.repo_id)
     plan = replace(plan, notes=plan.notes + tokenizer.notes)
     check_targets(recipe.targets, layout_of(recipe, plan.grids()))
+    where = output or Path(default_name(checkpoint, recipe))
+    streams = is_streamed(checkpoint, where, plan.artifact_bytes + SMALL_FILES, stream)
     budget = estimate(
         plan,
         family,
         recipe,
         skeleton.sizes(),
-        Machine(
-            compute_bytes=chosen.dtype.itemsize,
-            on_host=chosen.device.type == "cpu",
-            available_bytes=psutil.virtual_memory().available + resident_bytes(),
-            base_bytes=resident_bytes(),
-            product_rate=measure_rate(chosen.device, chosen.dtype),
-            exact_rate=measure_rate(chosen.device, torch.float32),
-        ),
+        machine_of(chosen),
         recipe.calibration.samples,
         sample_length(recipe, config),
         checkpoint.download_bytes,
+        streamed_bytes(checkpoint) if streams else None,
     )
-    where = output or Path(default_name(checkpoint, recipe))
-    return Job(checkpoint, family, recipe, plan, budget, chosen, where, config, skeleton, tokenizer, strict)
+    return Job(checkpoint, family, recipe, plan, budget, chosen, where, config, skeleton, tokenizer, strict, streams)
 
 
 def _check_name(output: Path | None) -> None:
@@ -198,40 +195,6 @@ def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, Tensor
             )
 
 
-def preflight(job: Job) -> None:
-    """Refuse a job for which disk or memory will not do, with the numbers.
-
-    Raises:
-        DiskError: less free disk than the artifact and the download take.
-        OutOfMemoryError: less available memory than the predicted peak.
-    """
-    check_folder(job.output)
-    parent = next(path for path in (job.output.absolute(), *job.output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(parent).free
-    written = sum(path.stat().st_size for path in job.output.glob("*") if path.is_file()) if job.output.exists() else 0
-    needed = job.budget.disk_bytes - written
-    if needed > free:
-        raise DiskError(
-            f"the run needs {format_bytes(needed)} of disk, {parent} has {format_bytes(free)} free",
-            f"{format_bytes(job.plan.artifact_bytes)} is the artifact, {format_bytes(job.budget.download_bytes)} "
-            "the download; choose another --out, or fewer --bits",
-        )
-    available = psutil.virtual_memory().available + resident_bytes()
-    if job.budget.host_bytes > available:
-        raise OutOfMemoryError(
-            f"the run needs {format_gib(job.budget.host_bytes)} of memory, {format_gib(available)} is available",
-            f"{format_gib(job.budget.activation_bytes)} of it holds calibration activations: "
-            "lower --samples or --sequence-length",
-        )
-    if job.budget.device_bytes:
-        free_device, _ = torch.cuda.mem_get_info(job.device.device)
-        if job.budget.device_bytes > free_device:
-            raise OutOfMemoryError(
-                f"the run needs {format_gib(job.budget.device_bytes)} of GPU memory, {format_gib(free_device)} is free",
-                "use --device cpu",
-            )
-
-
 def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str, str]) -> dict[str, Any]:
     """Every input that decides the bytes of the artifact, by a name that a person understands."""
     recipe = {
@@ -249,8 +212,11 @@ def fingerprint(job: Job, calibration_sha256: str | None, versions: Mapping[str,
 
 
 def source_hashes(job: Job) -> dict[str, str]:
-    """sha256 of config.json and of every weight file of the source, by name."""
-    return file_hashes(job.checkpoint.folder, {CONFIG} | {row.source.file for row in job.plan.rows})
+    """sha256 of config.json and of every weight file of the source, by name; of what was streamed, as it was proven."""
+    checkpoint = job.checkpoint
+    names = {CONFIG} | {row.source.file for row in job.plan.rows}
+    here = {name for name in names if (checkpoint.folder / name).is_file()}
+    return {name: checkpoint.oids[name] for name in sorted(names - here)} | file_hashes(checkpoint.folder, here)
 
 
 def _infos_from(skeleton: Skeleton, config: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, TensorInfo]:

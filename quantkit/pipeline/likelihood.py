@@ -125,8 +125,8 @@ def _padded_length(length: int) -> int:
 
 def _embedded(skeleton: Skeleton, source: TensorSource, windows: Sequence[tuple[int, ...]]) -> list[_Block]:
     """The windows before the first layer: a block for each padded length."""
-    outer = skeleton.outer_names()
-    skeleton.fill_from(source, outer)
+    front = skeleton.front_names()
+    skeleton.fill_from(source, front)
     blocks = []
     for padded in sorted({_padded_length(len(window)) for window in windows}):
         same = [window for window in windows if _padded_length(len(window)) == padded]
@@ -135,7 +135,7 @@ def _embedded(skeleton: Skeleton, source: TensorSource, windows: Sequence[tuple[
         for row, window in enumerate(same):
             ids[row, : len(window)] = torch.tensor(window)
         blocks.append(_Block(same, *skeleton.embed(ids)))
-    skeleton.empty(outer)
+    skeleton.empty(front)
     return blocks
 
 

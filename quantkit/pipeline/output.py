@@ -1,7 +1,7 @@
 """The artifact's folder: shards filled linear by linear and read back, small files last."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,21 +32,29 @@ class ArtifactWriter:
         plan: rows and shards.
         folder: the output folder.
         finished_layers: layers that an earlier run has completed, from layers.jsonl.
+        beside: tensors outside of the layers that it has written, from there too.
 
     Attributes:
         intact_layers: how many of these still have their bytes.
     """
 
-    def __init__(self, plan: Plan, folder: Path, finished_layers: int) -> None:
+    def __init__(self, plan: Plan, folder: Path, finished_layers: int, beside: Collection[str] = ()) -> None:
         self._folder, self._plan = folder, plan
         self._rows = {row.name: row for row in plan.rows}
+        self._outer = [row.name for row in plan.rows if row.layer is None and row.action == "keep"]
         self._writers: dict[str, ShardWriter] = {}
         self._whole = {name for name, infos in plan.shards.items() if is_finished(folder, name, infos)}
-        self.intact_layers = self._count_intact(finished_layers)
+        lost = {
+            name
+            for name, infos in plan.shards.items()
+            if name not in self._whole and not is_resumable(folder, name, infos)
+        }
+        touched = [row.layer for row in plan.rows if row.layer is not None and _files(row) & lost]
+        self.intact_layers = min([finished_layers, *touched])
         self._done = {
-            info.name: info
+            info.name
             for row in plan.rows
-            if row.layer is not None and row.layer < self.intact_layers
+            if not _files(row) & lost and (row.name in beside if row.layer is None else row.layer < self.intact_layers)
             for info in row.outputs
         }
 
@@ -59,27 +67,46 @@ class ArtifactWriter:
         for writer in self._writers.values():
             writer.close()
 
-    def copy_outer(self, source: TensorSource) -> None:
-        """Write what lies outside of the layers: embedding, norm, head."""
-        for row in self._plan.rows:
-            if row.layer is None and row.action == "keep" and row.outputs[0].file not in self._whole:
-                self.write_kept(row.name, read_finite(source, row.name))
-        self._sync()
+    def beside(self) -> list[str]:
+        """Tensors outside of the layers that are on the disk."""
+        return [name for name in self._outer if not self.lacks(name)]
 
-    def write_kept(self, name: str, tensor: torch.Tensor) -> None:
+    def lacks(self, name: str) -> bool:
+        """Whether a kept tensor is still to be written."""
+        info = self._rows[name].outputs[0]
+        return info.file not in self._whole and name not in self._done
+
+    def copy(self, source: TensorSource, names: Iterable[str]) -> None:
+        """Copy kept tensors that the artifact lacks."""
+        lacking = [name for name in names if self.lacks(name)]
+        for name in lacking:
+            self.write_kept(name, read_finite(source, name))
+            self._done.add(name)
+        if lacking:
+            self._sync()
+
+    def write_kept(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Write a tensor that stays as it is, in the artifact's dtype; nothing for a quantized one.
+
+        Returns:
+            The tensor as the artifact has it.
 
         Raises:
             BadInputError: a value that the artifact's dtype cannot hold.
         """
         row = self._rows[name]
         if row.action != "keep":
-            return
+            return tensor
         info = row.outputs[0]
         cast = tensor.to(DTYPES[info.dtype])
         if cast.is_floating_point() and cast.dtype != tensor.dtype and not torch.isfinite(cast).all():
             raise BadInputError(f"tensor {name} has values that are not finite in {info.dtype}", "use --dtype bfloat16")
         self._put(info, cast)
+        return cast
+
+    def read_kept(self, name: str) -> torch.Tensor:
+        """A written tensor that stays as it is, in the artifact's dtype."""
+        return self._read(self._rows[name].outputs[0])
 
     def write_linear(self, name: str, weight: QuantizedWeight) -> None:
         """Pack a linear, write it, read it back and compare it with the codes that were computed.
@@ -108,7 +135,7 @@ class ArtifactWriter:
 
     def sync(self, layer: int) -> None:
         """Return when a layer is on the disk; shards that are complete get their final names."""
-        self._done |= {info.name: info for row in self._plan.rows if row.layer == layer for info in row.outputs}
+        self._done |= {info.name for row in self._plan.rows if row.layer == layer for info in row.outputs}
         self._sync()
 
     def finish_shards(self) -> None:
@@ -118,19 +145,6 @@ class ArtifactWriter:
                 self._writer(name).finish()
                 self._writers.pop(name).close()
                 self._whole.add(name)
-
-    def _count_intact(self, finished_layers: int) -> int:
-        lost = {
-            name
-            for name, infos in self._plan.shards.items()
-            if name not in self._whole and not is_resumable(self._folder, name, infos)
-        }
-        touched = [
-            row.layer
-            for row in self._plan.rows
-            if row.layer is not None and any(info.file in lost for info in row.outputs)
-        ]
-        return min([finished_layers, *touched])
 
     def _put(self, info: TensorInfo, tensor: torch.Tensor) -> None:
         if info.file in self._whole:  # an earlier run ended between this shard's rename and its own record
@@ -151,7 +165,7 @@ class ArtifactWriter:
         if name not in self._writers:
             writer = ShardWriter.reopen(self._folder, name, self._plan.shards[name])
             if writer.resumed:
-                writer.mark_written(set(self._done) & set(writer.infos))
+                writer.mark_written(self._done & set(writer.infos))
             self._writers[name] = writer
         return self._writers[name]
 
@@ -188,9 +202,9 @@ def write_descriptions(output: Path, plan: Plan, quantization: Mapping[str, Any]
     write_file(output / "quantize_config.json", _json(quantization))
 
 
-def write_config(output: Path, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> None:
-    """config.json, the very last file: what has it is whole."""
-    write_file(output / "config.json", _json({**config, "quantization_config": quantization}))
+def config_text(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> bytes:
+    """config.json, which is written as the very last file: what has it is whole."""
+    return _json({**config, "quantization_config": quantization})
 
 
 def _side_files(checkpoint: Checkpoint) -> list[str]:
@@ -200,6 +214,10 @@ def _side_files(checkpoint: Checkpoint) -> list[str]:
 
 def _json(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _files(row: Row) -> set[str]:
+    return {info.file for info in row.outputs}
 
 
 def _output(row: Row, name: str) -> TensorInfo:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkfile import bound_files, home_of
+from quantkit.checkfile import BOUND, bound_files, home_of
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import BadInputError
 from quantkit.families.family import Family
@@ -15,6 +15,7 @@ from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.gguf_label import nominal_bits, type_label
 from quantkit.formats.gptq_source import DequantizedSource
 from quantkit.gguf_source import GgufSource
+from quantkit.hub.repository import needed_files
 from quantkit.pipeline.job import check_tensors
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import TensorInfo, TensorSource
@@ -47,6 +48,7 @@ class WeightSet:
     calibrated_with: Sequence[str] = ()  # names of text
     vocabulary: Sequence[str] | None = None  # tokens by id, where they are stored beside the weights
     reading_bytes: int = 0  # what reading a tensor takes beside the tensor
+    streamed_files: Mapping[str, tuple[str, int]] | None = None  # name -> sha256, bytes, where they are not all here
 
     @property
     def folder(self) -> Path:
@@ -56,6 +58,8 @@ class WeightSet:
     @property
     def file_bytes(self) -> int:
         """Bytes of the files that decide what it computes."""
+        if self.streamed_files is not None:
+            return sum(size for _, size in self.streamed_files.values())
         return sum((self.folder / name).stat().st_size for name in bound_files(self.path))
 
     @property
@@ -65,6 +69,8 @@ class WeightSet:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of each of these files."""
+        if self.streamed_files is not None:
+            return {name: digest for name, (digest, _) in self.streamed_files.items()}
         return file_hashes(self.folder, bound_files(self.path))
 
 
@@ -84,13 +90,24 @@ def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
             "--baseline names the 16-bit checkpoint that the artifacts were made from",
         )
     family = family_of(checkpoint.config)
-    config = artifact_config(family, checkpoint.config)
-    weights = weight_bytes(checkpoint.source, family, tied=False)
-    baseline = WeightSet(
-        _name(checkpoint), checkpoint.folder, checkpoint.source, "16 bits", None, 16.0, weights,
-        repo_id=checkpoint.repo_id, commit=checkpoint.commit,
+    return baseline_of(checkpoint, family), family, artifact_config(family, checkpoint.config)
+
+
+def baseline_of(checkpoint: Checkpoint, family: Family, tied: bool = False) -> WeightSet:
+    """An open 16-bit checkpoint as a weight set; of one that is streamed, its files are known from the Hub."""
+    weights = weight_bytes(checkpoint.source, family, tied)
+    return WeightSet(
+        checkpoint_name(checkpoint), checkpoint.folder, checkpoint.source, "16 bits", None, 16.0, weights,
+        repo_id=checkpoint.repo_id, commit=checkpoint.commit, streamed_files=_streamed_files(checkpoint),
     )  # fmt: skip
-    return baseline, family, config
+
+
+def _streamed_files(checkpoint: Checkpoint) -> dict[str, tuple[str, int]] | None:
+    if not checkpoint.download_bytes:
+        return None
+    names = [name for name in needed_files(checkpoint.files) if name.endswith(BOUND)]
+    hashes = file_hashes(checkpoint.folder, [name for name in names if (checkpoint.folder / name).is_file()])
+    return {name: (hashes.get(name) or checkpoint.oids[name], checkpoint.files[name]) for name in sorted(names)}
 
 
 def open_artifact(reference: str, family: Family, skeleton: Skeleton, infos: Mapping[str, TensorInfo]) -> WeightSet:
@@ -124,9 +141,8 @@ def _open_gguf(path: Path, family: Family, skeleton: Skeleton, infos: Mapping[st
         bits=nominal_bits(files),
         bits_per_weight=8 * stored / sum(rows * columns for rows, columns in shapes.values()),
         weight_bytes=sum(tensor.nbytes for tensor in files.tensors.values()),
-        calibrated_with=[
-            name for name in texts.split(", ") if name.isidentifier()
-        ],  # no path is read that a file names
+        # No path is read that a file names.
+        calibrated_with=[name for name in texts.split(", ") if name.isidentifier()],
         vocabulary=list(map(str, tokens)) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else [],
         reading_bytes=source.reading_bytes,
     )
@@ -134,7 +150,7 @@ def _open_gguf(path: Path, family: Family, skeleton: Skeleton, infos: Mapping[st
 
 def _open_folder(reference: str, family: Family, skeleton: Skeleton) -> WeightSet:
     checkpoint = open_checkpoint(reference)
-    name = _name(checkpoint)
+    name = checkpoint_name(checkpoint)
     _check_config(name, checkpoint.config, skeleton)
     quantized = checkpoint.config.get("quantization_config")
     stored = checkpoint.source
@@ -206,5 +222,6 @@ def _calibrated_with(run: Mapping[str, Any]) -> Sequence[str]:
     return tuple(calibration.get("text") or ()) if run.get("calibration") else ()
 
 
-def _name(checkpoint: Checkpoint) -> str:
+def checkpoint_name(checkpoint: Checkpoint) -> str:
+    """What reports call it: the repository, or the folder's name."""
     return checkpoint.repo_id or Path(checkpoint.reference).expanduser().resolve().name

@@ -55,6 +55,7 @@ def estimate(
     samples: int,
     length: int,
     download: int,
+    held: int | None = None,
 ) -> Budget:
     """Predict the costs of a plan.
 
@@ -66,7 +67,8 @@ def estimate(
         machine: dtype, base memory and measured rates.
         samples: calibration sequences.
         length: tokens of each.
-        download: bytes that must be fetched first.
+        download: bytes that must be fetched.
+        held: the most of them that are on the disk at a time; None: all.
     """
     value = machine.compute_bytes
     hidden = int(sizes["hidden_size"])
@@ -98,7 +100,7 @@ def estimate(
     return Budget(
         host_bytes=host,
         device_bytes=0 if machine.on_host else device,
-        disk_bytes=plan.artifact_bytes + download + SMALL_FILES,
+        disk_bytes=plan.artifact_bytes + (download if held is None else held) + SMALL_FILES,
         download_bytes=download,
         seconds=_seconds(plan, machine, samples * length if with_data else 0),
         activation_bytes=activations,

@@ -39,7 +39,7 @@ def _quick(monkeypatch):
     torch.set_num_threads(1)
     numba.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    monkeypatch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
     yield
     torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])

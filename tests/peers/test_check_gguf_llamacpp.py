@@ -29,7 +29,7 @@ GELU = 2e-4  # which llama.cpp reads from a table of float16; measured: 1e-4
 @pytest.fixture(scope="module", autouse=True)
 def _here(one_thread):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quantkit.pipeline.check_job.measure_rate", lambda *_: 1e11)
+        patch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
         yield
 
 

@@ -92,7 +92,7 @@ def _quantized(seed: Seed, output: Path, calibration: Path) -> Path:
         closed.close()
         patch.setattr(sys, "stdin", closed)
         patch.setattr(os, "fsync", lambda _descriptor: None)
-        patch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+        patch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
         for name, value in seed.gpt2.items():
             patch.setattr(xgen, name, value)
         options = ["--bits", "4", "--group-size", "32", "--samples", "8", "--sequence-length", "64", "--device", "cpu"]

@@ -23,7 +23,7 @@ def _no_waiting_for_the_disk():
 @pytest.fixture(autouse=True)
 def _no_timing(monkeypatch):
     """Planning measures the speed of matrix products; here any figure will do."""
-    monkeypatch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 @pytest.fixture(autouse=True)
 def _no_timing_here(monkeypatch):
-    monkeypatch.setattr("quantkit.pipeline.check_job.measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_whichever_call_fails_the_run_says_so_and_continues_to_the_same_bytes(so
 def test_a_disk_that_is_too_small_is_refused_in_advance(quantkit, disk):
     code, err = quantkit(disk.out)
     assert code == 6
-    assert re.search(r"^quantkit: the run needs .* of disk, .* has .* free$", err, re.MULTILINE)
+    assert re.search(r"^quantkit: the run needs .* of disk, .* has .* free: .* missing$", err, re.MULTILINE)
     assert list(disk.path.iterdir()) == []
 
 

@@ -263,7 +263,7 @@ def test_too_little_memory_is_said_beforehand(wanted, passes, monkeypatch):
 
 
 def test_costs_follow_from_the_text(opened, monkeypatch):
-    monkeypatch.setattr(gguf_imatrix, "measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
     few, many = (imatrix_cost(opened, Calibration(samples=n, sequence_length=64), CPU) for n in (1000, 3000))
     assert many.seconds == pytest.approx(3 * few.seconds)
     assert many.host_bytes - few.host_bytes == pytest.approx(2000 * 64 * 128 * 4, rel=0.05)

@@ -105,7 +105,7 @@ def test_nothing_is_left_of_the_lock(model, tmp_path):
 
 def test_a_run_that_is_refused_in_advance_leaves_no_folder(model, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-    monkeypatch.setattr("quantkit.pipeline.job.resident_bytes", lambda: 1)
+    monkeypatch.setattr("quantkit.pipeline.machine.resident_bytes", lambda: 1)
     with pytest.raises(OutOfMemoryError):
         quantize(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -291,7 +291,10 @@ def test_a_disk_that_is_too_small_is_refused_with_the_numbers(source, tmp_path, 
     with pytest.raises(DiskError) as caught:
         run(job)
     needed, artifact = format_bytes(job.budget.disk_bytes), format_bytes(job.plan.artifact_bytes)
-    assert str(caught.value) == f"the run needs {needed} of disk, {tmp_path / 'out'} has 1.00 MB free"
+    lacking = format_bytes(job.budget.disk_bytes - 1_000_000)
+    assert (
+        str(caught.value) == f"the run needs {needed} of disk, {tmp_path / 'out'} has 1.00 MB free: {lacking} missing"
+    )
     assert caught.value.hint.startswith(f"{artifact} is the artifact, 0 B the download; choose another --out")
     assert not (tmp_path / "out").exists()
 
@@ -307,7 +310,7 @@ def test_what_is_written_already_is_not_asked_for_again(source, tmp_path, monkey
 
 def test_memory_that_is_too_small_is_refused_with_the_numbers(source, tmp_path, monkeypatch):
     job = job_of(source, tmp_path / "out")
-    monkeypatch.setattr("quantkit.pipeline.job.resident_bytes", lambda: 2**20)
+    monkeypatch.setattr("quantkit.pipeline.machine.resident_bytes", lambda: 2**20)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**26))
     with pytest.raises(OutOfMemoryError) as caught:
         run(job)

@@ -37,7 +37,7 @@ def whole(source, tmp_path_factory):
         if key not in made:
             made[key] = tmp_path_factory.mktemp("whole") / "out"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+                patch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
                 quantize(source, made[key], method=method, **fields)
         return made[key]
 
@@ -136,7 +136,7 @@ def test_a_crash_between_a_layers_bytes_and_its_line_does_that_layer_again(
     source, whole, tmp_path, monkeypatch, layer, fields
 ):
     with monkeypatch.context() as patch:
-        crash(patch, RunFolder, "record_finished", lambda _self, index, _cost: index == layer)
+        crash(patch, RunFolder, "record_finished", lambda _self, index, *_: index == layer)
         interrupted(source, tmp_path / "out", Recorder(), **fields)
     quantize(source, tmp_path / "out", **fields)
     assert_same(tmp_path / "out", whole("gptq", **fields))
@@ -148,7 +148,7 @@ def test_a_crash_between_a_layers_bytes_and_its_line_does_that_layer_again(
         "copy_side_files",
         "quantization_config",
         "write_descriptions",
-        "write_config",
+        "write_gptq_manifest",
     ],
 )
 def test_a_crash_among_the_small_files_writes_them_again(source, whole, tmp_path, monkeypatch, step):

@@ -212,7 +212,7 @@ def test_a_tokenizer_that_was_spoiled_on_the_way_leaves_no_artifact(sources, tmp
     assert "choose another --out" in caught.value.hint
     assert not (tmp_path / "out" / "config.json").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("quantkit.pipeline.job.measure_rate", lambda *_: 1e11)
+    monkeypatch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
     assert quantize(sources(), tmp_path / "out", **RTN).record["tokenizer"]["proven_on_texts"] > 250
 
 
