@@ -13,6 +13,7 @@ from quantkit.commands.download import download
 from quantkit.commands.gguf import gguf
 from quantkit.commands.gptq import gptq, plan
 from quantkit.commands.init import init
+from quantkit.commands.push import push
 from quantkit.commands.verify import verify
 from quantkit.errors import OutOfMemoryError, QuantkitError, UsageError, is_out_of_memory
 from quantkit.signals import Leaving, Terminated, end_process, leave
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (download, gptq, plan, gguf, check, init, verify):
+for command in (download, gptq, plan, gguf, check, init, push, verify):
     app.command()(command)
 
 

@@ -26,8 +26,8 @@ class Progress(Protocol):
     def layer(self, index: int, seconds: float) -> None:
         """A layer is finished."""
 
-    def transfer(self, done: int, total: int) -> None:
-        """So many bytes of a download are there."""
+    def transfer(self, done: int, total: int, what: str = "download") -> None:
+        """So many bytes of a download, or of an `upload`, are there."""
 
     def stop(self) -> None:
         """The layers are done, or the run failed."""
@@ -48,7 +48,7 @@ class Silent:
     def layer(self, index: int, seconds: float) -> None:
         """Nothing."""
 
-    def transfer(self, done: int, total: int) -> None:
+    def transfer(self, done: int, total: int, what: str = "download") -> None:
         """Nothing."""
 
     def stop(self) -> None:
@@ -96,20 +96,20 @@ class Lines:
         self.say(f"layer {index + 1}/{self._layers} in {format_seconds(seconds)}{error}, {self.remaining()}")
         self._records.clear()
 
-    def transfer(self, done: int, total: int) -> None:
+    def transfer(self, done: int, total: int, what: str = "download") -> None:
         """Print a line now and then, and one at the end of a transfer that had others."""
         now = time.perf_counter()
         if self._transfer is None:
             self._transfer = _Speed(now, done)
         elif done >= total:
             if self._transfer.lines:
-                self.say(f"downloaded {format_bytes(total)}")
+                self.say(f"{what}ed {format_bytes(total)}")
             self._transfer = None
         elif now - self._transfer.since >= LINE_SECONDS:
             rate = max(1.0, (done - self._transfer.done) / (now - self._transfer.since))
             left = format_seconds((total - done) / rate)
             part = f"{format_bytes(done)} of {format_bytes(total)}"
-            self.say(f"downloaded {part}, {format_bytes(rate)}/s, {left} to go")
+            self.say(f"{what}ed {part}, {format_bytes(rate)}/s, {left} to go")
             self._transfer = _Speed(now, done, self._transfer.lines + 1)
 
     def remaining(self) -> str:
@@ -184,10 +184,10 @@ class Bars(Lines):
         self._records.clear()
         self._bars.update(self._task, completed=index + 1, status=self.remaining())
 
-    def transfer(self, done: int, total: int) -> None:
-        """Show and move the bar of the download; it goes when all is there."""
+    def transfer(self, done: int, total: int, what: str = "download") -> None:
+        """Show and move the bar of the transfer; it goes when all is there."""
         if self._download_task is None:
-            self._download_task = self._download.add_task("download", total=total)
+            self._download_task = self._download.add_task(what, total=total)
             self._download.start()
         self._download.update(self._download_task, completed=done)
         if done >= total:

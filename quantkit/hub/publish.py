@@ -91,6 +91,11 @@ def publish(parcel: Parcel, listener: Listener) -> RepoSnapshot:
         return ask(parcel.repo_id, lambda: _bring_about(client(), parcel, listener))
 
 
+def is_large(file: LocalFile) -> bool:
+    """Whether a file is sent by itself, ahead of the commit."""
+    return file.size > LARGE_BYTES or file.name.endswith(LARGE_SUFFIXES)
+
+
 def _bring_about(api: HfApi, parcel: Parcel, listener: Listener) -> RepoSnapshot:
     """Commit until nothing differs. Where an answer is lost, the next call finds out by comparing."""
     before: Difference | None = None
@@ -123,7 +128,7 @@ def _bring_about(api: HfApi, parcel: Parcel, listener: Listener) -> RepoSnapshot
 def _commit(api: HfApi, parcel: Parcel, step: Difference, parent: str, listener: Listener) -> None:
     added: list[CommitOperationAdd] = []
     for file in step.new:
-        if _is_large(file):
+        if is_large(file):
             added.append(upload(api, parcel.repo_id, parcel.branch, file, listener.sending(file)))
             listener.sent(file)
         else:
@@ -142,10 +147,6 @@ def _commit(api: HfApi, parcel: Parcel, step: Difference, parent: str, listener:
 def _is_there(snapshot: RepoSnapshot, file: LocalFile) -> bool:
     known = snapshot.oids.get(file.name)
     return known is not None and known in (file.sha256, file.git_id)
-
-
-def _is_large(file: LocalFile) -> bool:
-    return file.size > LARGE_BYTES or file.name.endswith(LARGE_SUFFIXES)
 
 
 def _size(difference: Difference) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numba import njit
 
+import quantkit.pipeline.push  # noqa: F401 - forked from here, too
 from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import prepare
 from quantkit.recipe import make_recipe
