@@ -20,6 +20,8 @@ MANIFEST_FILE = "quantkit.json"
 RECORD = ".quantkit.json"  # behind the stem of a GGUF file: what its run says of it
 SCHEMA_VERSION = 1
 DIGEST = "digest"  # of everything else in the file, which cannot hold its own hash
+CARD, PICTURE, CHECK = "README.md", "quality.svg", "check.json"
+_IMATRIX = re.compile(r".*imatrix.*\.gguf")
 _NAME = re.compile(r"[^/\\\0]{1,255}")
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -110,6 +112,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         if not _NAME.fullmatch(name) or name in (".", "..", MANIFEST_FILE):
             raise BadInputError(f"{MANIFEST_FILE}: found file {short(repr(name))}, expected a name inside the folder")
     return manifest
+
+
+def comes_later(name: str) -> bool:
+    """Whether a file is made from the finished artifact: card, picture, check, importance matrix of a GPTQ run."""
+    return name in (CARD, PICTURE, CHECK) or name.endswith(f".{CHECK}") or bool(_IMATRIX.fullmatch(name))
 
 
 def seal(folder: Path, names: Iterable[str], gone: Iterable[str] = ()) -> Manifest | None:

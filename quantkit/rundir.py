@@ -14,7 +14,16 @@ from quantkit.weights.streamed import SHARD_FOLDER
 RUN_FILE = "run.json"
 LAYERS_FILE = "layers.jsonl"
 CONFIG_FILE = "config.json"
-OWN_FILES = (CONFIG_FILE, LAYERS_FILE, "quantize_config.json", "model.safetensors.index.json", "check.json")
+OWN_FILES = (
+    CONFIG_FILE,
+    LAYERS_FILE,
+    "quantize_config.json",
+    "model.safetensors.index.json",
+    "check.json",
+    "quantkit.json",
+    "README.md",
+    "quality.svg",
+)
 SCHEMA_VERSION = 1
 
 

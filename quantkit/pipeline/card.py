@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkfile import CHECK_FILE
-from quantkit.errors import BadInputError
-from quantkit.manifest import MANIFEST_FILE, seal
-from quantkit.report.card import PICTURE, Place, Prompt, render_card
+from quantkit.errors import BadInputError, NotFoundError
+from quantkit.manifest import CARD, MANIFEST_FILE, PICTURE, comes_later, seal
+from quantkit.report.card import Place, Prompt, render_card
 from quantkit.report.card_facts import Artifact, read_artifact
 from quantkit.report.card_plot import picture
 from quantkit.vocab.chat import render
@@ -18,7 +17,6 @@ from quantkit.weights.hashes import file_hashes
 from quantkit.weights.header import parse_object
 from quantkit.weights.regular import read_small
 
-CARD = "README.md"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # the first that has one
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
@@ -52,13 +50,16 @@ def write_card(
         The card. The same files give the same text.
 
     Raises:
-        BadInputError: the folder holds no finished artifact.
+        NotFoundError: there is no such folder.
+        BadInputError: it holds no finished artifact.
         DiskError: it cannot be read or written.
     """
-    names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    hashes = file_hashes(folder, [name for name in names if name not in (CARD, PICTURE, MANIFEST_FILE)])
+    if not folder.is_dir():
+        raise NotFoundError(f"no such folder: {folder}", "name the output folder of quantkit gptq or quantkit gguf")
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    hashes = file_hashes(folder, names - {CARD, PICTURE, MANIFEST_FILE})
     artifact = read_artifact(folder, hashes)
-    hashes = {name: digest for name, digest in hashes.items() if name in artifact.manifest.files or _is_check(name)}
+    hashes = {name: digest for name, digest in hashes.items() if name in artifact.manifest.files or comes_later(name)}
     homes = siblings if isinstance(siblings, Mapping) else dict.fromkeys(siblings, "")
     others = [model for path, home in homes.items() for model in read_artifact(path, home=home).models]
     ruler = next((model for model in artifact.models if model.check is not None), None)
@@ -67,23 +68,19 @@ def write_card(
     sizes = {name: (folder / name).stat().st_size for name in hashes}
     text = render_card(artifact, place, others, _prompt(folder, artifact), hashes, sizes, drawn is not None)
     if write:
-        _write(folder, text, drawn, [name for name in hashes if _is_check(name)])
+        _write(folder, text, drawn, [name for name in hashes if comes_later(name)])
     return text
 
 
-def _write(folder: Path, text: str, drawn: str | None, checks: Sequence[str]) -> None:
+def _write(folder: Path, text: str, drawn: str | None, later: Sequence[str]) -> None:
     made = {CARD: text} | ({PICTURE: drawn} if drawn is not None else {})
     for name, content in made.items():
         write_file(folder / name, content.encode())
     if drawn is None:
         (folder / PICTURE).unlink(missing_ok=True)
-    manifest = seal(folder, [])
-    gone = [name for name in (manifest.files if manifest else ()) if _is_check(name) and name not in checks]
-    seal(folder, [*made, *checks], gone=[*gone, *({PICTURE} - made.keys())])
-
-
-def _is_check(name: str) -> bool:
-    return name == CHECK_FILE or name.endswith(f".{CHECK_FILE}")
+    manifest = seal(folder, [*made, *later])
+    stated = manifest.files if manifest else ()
+    seal(folder, [], gone=[name for name in stated if comes_later(name) and name not in {*made, *later}])
 
 
 def _prompt(folder: Path, artifact: Artifact) -> Prompt:

@@ -20,7 +20,7 @@ from quantkit.versions import version, versions
 from quantkit.weights.files import disk_failure, holds, write_file
 from quantkit.weights.gguf_layout import Part
 from quantkit.weights.gguf_write import GgufWriter
-from quantkit.weights.hashes import file_hashes
+from quantkit.weights.hashes import file_hash, file_hashes
 from quantkit.weights.source import Checkpoint
 
 SCHEMA_VERSION = 1
@@ -145,7 +145,7 @@ def write_record(
     model = job.model
     into_own_folder = job.options.out is None or job.options.out.suffix != ".gguf"
     beside, left = carry_licences(model.checkpoint, job.folder) if into_own_folder else ({}, [])
-    if about_imatrix and (job.folder / about_imatrix["file"]).exists():
+    if about_imatrix and _is(job.folder / about_imatrix["file"], about_imatrix["sha256"]):
         beside[about_imatrix["file"]] = about_imatrix["sha256"]
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -173,6 +173,10 @@ def write_record(
     }  # fmt: skip
     write_file(_record_path(job, output), _text(record))
     return record
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and file_hash(path) == digest
 
 
 def _remove(job: GgufJob, output: Output) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 from quantkit.basecard import carried, licence_files, read_front_matter
 from quantkit.errors import BadInputError
 from quantkit.hub.repository import needed_files, small_files
-from quantkit.manifest import MANIFEST_FILE, RECORD, Base, Manifest, read_manifest, write_manifest
+from quantkit.manifest import MANIFEST_FILE, RECORD, Base, Manifest, comes_later, read_manifest, write_manifest
 from quantkit.weights.files import copy_file
 from quantkit.weights.hashes import file_hash, file_hashes
 from quantkit.weights.source import Checkpoint
 
-LATER = (MANIFEST_FILE, "README.md", "quality.svg", "check.json")  # made from the artifact, not part of the run
 ASKED = ("type", "tensor_type_overrides", "imatrix")  # of a record: what its model's recipe was
 
 
@@ -57,7 +56,7 @@ def write_gptq_manifest(
     """
     there = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     known = {name: hashlib.sha256(raw).hexdigest() for name, raw in coming.items()} | record.get("files", {})
-    found = file_hashes(folder, {name for name in there - known.keys() if not _is_later(name)})
+    found = file_hashes(folder, {name for name in there - known.keys() - {MANIFEST_FILE} if not comes_later(name)})
     manifest = Manifest(
         method="gptq",
         base=base_of(checkpoint, record["source"]["files"]),
@@ -143,10 +142,6 @@ def _calibration(imatrices: list[dict[str, Any] | None]) -> dict[str, Any] | Non
     return {new: used[0][key] for key, new in names.items() if key in used[0]} | {"imatrix_sha256": used[0]["sha256"]}
 
 
-def _is_later(name: str) -> bool:
-    return name in LATER or name.endswith(".check.json")
-
-
 def _sealed(folder: Path) -> dict[str, str]:
     """Files that came later to an earlier state of the folder, as far as they are still there."""
     try:
@@ -154,4 +149,4 @@ def _sealed(folder: Path) -> dict[str, str]:
     except BadInputError:
         return {}
     found = before.files if before else {}
-    return {name: digest for name, digest in found.items() if _is_later(name) and (folder / name).exists()}
+    return {name: digest for name, digest in found.items() if comes_later(name) and (folder / name).exists()}

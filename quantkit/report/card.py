@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.basecard import licence_files
+from quantkit.manifest import CARD, MANIFEST_FILE, PICTURE, comes_later
 from quantkit.report import card_tables, figures
 from quantkit.report.card_facts import Artifact, Model
 from quantkit.report.card_front import HUB, front_matter, licence_link
@@ -14,8 +15,7 @@ from quantkit.report.findings import unknown_text
 from quantkit.units import format_bytes, format_gib
 
 TEMPLATE = "card.md"
-PICTURE = "quality.svg"
-MADE_LATER = ("README.md", PICTURE, "quantkit.json")  # not in the table of files: they speak of it
+UNLISTED = (CARD, PICTURE, MANIFEST_FILE)  # in the table of files: they speak of it
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def render_card(
         calibration_sets=_sets(artifact),
         notes=_notes(artifact),
         versions=Markdown(", ".join(plain(f"{name} {said}") for name, said in artifact.manifest.versions.items())),
-        files=card_tables.files({name: one for name, one in hashes.items() if name not in MADE_LATER}, sizes),
+        files=card_tables.files({name: one for name, one in hashes.items() if name not in UNLISTED}, sizes),
         size_of_files=format_bytes(sum(sizes[name] for name in hashes)),
     )
 
@@ -152,9 +152,8 @@ def _objections(artifact: Artifact, hashes: Mapping[str, str]) -> list[str]:
     several = len(artifact.models) > 1
     said = [f"{model.label}: {why}" if several else why for model in artifact.models for why in model.objections]
     stated = artifact.manifest.files
-    changed = [name for name, digest in stated.items() if name not in MADE_LATER and hashes.get(name) != digest]
-    later = [name for name in changed if name.endswith("check.json")]  # a newer check has taken its place
-    return said + [f"{name} is not the file that the run wrote" for name in changed if name not in later]
+    changed = [name for name, digest in stated.items() if not comes_later(name) and hashes.get(name) != digest]
+    return said + [f"{name} is not the file that the run wrote" for name in changed]
 
 
 def _facts(models: Sequence[Model]) -> list[str]:

@@ -16,8 +16,8 @@ from report.records import record
 from quantkit.checkfile import SCHEMA_VERSION, bound_files, write_check
 from quantkit.cli import _run
 from quantkit.errors import BadInputError, NotFoundError
-from quantkit.manifest import MANIFEST_FILE, read_manifest
-from quantkit.pipeline.card import CARD, PICTURE, write_card
+from quantkit.manifest import CARD, MANIFEST_FILE, PICTURE, read_manifest
+from quantkit.pipeline.card import write_card
 from quantkit.pipeline.verify import examine, verify_folder, verify_reference
 from quantkit.weights.gguf_read import read_gguf
 from quantkit.weights.hashes import file_hashes
