@@ -68,6 +68,43 @@ def render_card(
         sizes: bytes of every file.
         picture: whether `PICTURE` stands beside it.
     """
+    ruler = next((model for model in artifact.models if model.check is not None), None)
+    shown = sorted([*artifact.models, *siblings], key=lambda model: model.nbytes)
+    namespace = place.repo_id.partition("/")[0] if place.repo_id else None
+    front = front_matter(artifact, place.name, namespace, list(hashes))
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            front=Markdown(as_yaml(front)),
+            place=place,
+            base=_base(artifact, list(hashes)),
+            method=artifact.manifest.method,
+            models=artifact.models,
+            what=_what(artifact),
+            version=artifact.manifest.versions.get("quantkit", ""),
+            warning=_warning(artifact, place),
+            objections=_objections(artifact, hashes),
+            facts=_facts(artifact.models),
+            variants=card_tables.variants(shown, ruler),
+            languages=card_tables.languages(shown, ruler) if ruler else None,
+            evaluation=_evaluation(ruler),
+            picture=PICTURE if picture else None,
+            ways=ways(artifact, place.repo_id or place.title, place.branch, prompt.text is not None),
+            runtimes=runtimes(artifact.models[0]) if artifact.manifest.method == "gptq" else None,
+            prompt=prompt,
+            recipe=fence(as_yaml(dict(artifact.manifest.recipe)), "yaml"),
+            calibration=_calibration(artifact),
+            calibration_sets=_sets(artifact),
+            notes=_notes(artifact),
+            versions=Markdown(", ".join(plain(f"{name} {said}") for name, said in artifact.manifest.versions.items())),
+            files=card_tables.files({name: one for name, one in hashes.items() if name not in UNLISTED}, sizes),
+            size_of_files=format_bytes(sum(sizes[name] for name in hashes)),
+        )
+    )
+
+
+def _environment() -> Any:  # noqa: ANN401
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -78,37 +115,8 @@ def render_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "plain": plain}
-    ruler = next((model for model in artifact.models if model.check is not None), None)
-    shown = sorted([*artifact.models, *siblings], key=lambda model: model.nbytes)
-    namespace = place.repo_id.partition("/")[0] if place.repo_id else None
-    front = front_matter(artifact, place.name, namespace, list(hashes))
-    return environment.get_template(TEMPLATE).render(
-        front=Markdown(as_yaml(front)),
-        place=place,
-        base=_base(artifact, list(hashes)),
-        method=artifact.manifest.method,
-        models=artifact.models,
-        what=_what(artifact),
-        version=artifact.manifest.versions.get("quantkit", ""),
-        warning=_warning(artifact, place),
-        objections=_objections(artifact, hashes),
-        facts=_facts(artifact.models),
-        variants=card_tables.variants(shown, ruler),
-        languages=card_tables.languages(shown, ruler) if ruler else None,
-        evaluation=_evaluation(ruler),
-        picture=PICTURE if picture else None,
-        ways=ways(artifact, place.repo_id or place.title, place.branch, prompt.text is not None),
-        runtimes=runtimes(artifact.models[0]) if artifact.manifest.method == "gptq" else None,
-        prompt=prompt,
-        recipe=fence(as_yaml(dict(artifact.manifest.recipe)), "yaml"),
-        calibration=_calibration(artifact),
-        calibration_sets=_sets(artifact),
-        notes=_notes(artifact),
-        versions=Markdown(", ".join(plain(f"{name} {said}") for name, said in artifact.manifest.versions.items())),
-        files=card_tables.files({name: one for name, one in hashes.items() if name not in UNLISTED}, sizes),
-        size_of_files=format_bytes(sum(sizes[name] for name in hashes)),
-    )
+    environment.filters |= {"code": code, "fence": fence}
+    return environment
 
 
 def _escaped(value: object) -> object:
@@ -143,8 +151,10 @@ def _what(artifact: Artifact) -> str:
 def _warning(artifact: Artifact, place: Place) -> str:
     """What the objections come to."""
     checked = [model.standing for model in artifact.models if model.standing != "not checked"]
-    said = "Not all of it has passed its check" if len(artifact.models) > 1 else "It did not pass its check"
-    return (said if checked else "Not checked") + (", and published nevertheless" if place.forced else "")
+    several = len(artifact.models) > 1
+    said = "Not all of these models passed their check" if several else "This model did not pass its check"
+    missing = "These models were not checked" if several else "This model was not checked"
+    return (said if checked else missing) + (", and published nevertheless" if place.forced else "")
 
 
 def _objections(artifact: Artifact, hashes: Mapping[str, str]) -> list[str]:

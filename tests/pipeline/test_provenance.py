@@ -109,7 +109,7 @@ def test_the_card_of_gguf_files(repository, source, tmp_path):
         "importance matrix with sha256",
         "The base model is gated",
         "[LICENSE](LICENSE)",
-        "> **Not checked:**\n> - Q4\\_K\\_M: not checked",
+        "> **These models were not checked:**\n> - Q4\\_K\\_M: not checked",
     ):
         assert said in text, said
     assert "llama-cli -m out/Wide-1.4M-Chat-Q4_K_M.gguf" in write_card(out)

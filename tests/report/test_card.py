@@ -157,7 +157,10 @@ def test_nothing_is_written_when_only_shown(tmp_path):
 def test_without_a_check_no_figure_is_made_up(tmp_path):
     text = write_card(gptq(tmp_path / "a", checked=False), repo_id="org/a", forced=True)
     _, front = parsed(text)
-    assert "> **Not checked, and published nevertheless:**\n> - not checked: what it lost was not measured" in text
+    assert (
+        "> **This model was not checked, and published nevertheless:**\n> - not checked: what it lost was not measured"
+        in text
+    )
     assert "| – | – | – | – | – | not checked |" in text
     assert "model-index" not in front
     assert "quality.svg" not in text
@@ -166,7 +169,9 @@ def test_without_a_check_no_figure_is_made_up(tmp_path):
 
 def test_a_check_that_failed_or_is_void_is_said_at_the_top(tmp_path):
     failed = gptq(tmp_path / "failed", passed=False)
-    assert "> **It did not pass its check:**\n> - mean KL divergence 0.0200, allowed 0.0300" in write_card(failed)
+    assert "> **This model did not pass its check:**\n> - mean KL divergence 0.0200, allowed 0.0300" in write_card(
+        failed
+    )
     void = gptq(tmp_path / "void")
     (void / "config.json").write_bytes(b"{} ")
     text = write_card(void)
