@@ -72,36 +72,34 @@ def render_card(
     shown = sorted([*artifact.models, *siblings], key=lambda model: model.nbytes)
     namespace = place.repo_id.partition("/")[0] if place.repo_id else None
     front = front_matter(artifact, place.name, namespace, list(hashes))
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            front=Markdown(as_yaml(front)),
-            place=place,
-            base=_base(artifact, list(hashes)),
-            method=artifact.manifest.method,
-            models=artifact.models,
-            what=_what(artifact),
-            version=artifact.manifest.versions.get("quantkit", ""),
-            warning=_warning(artifact, place),
-            objections=_objections(artifact, hashes),
-            facts=_facts(artifact.models),
-            variants=card_tables.variants(shown, ruler),
-            languages=card_tables.languages(shown, ruler) if ruler else None,
-            evaluation=_evaluation(ruler),
-            picture=PICTURE if picture else None,
-            ways=ways(artifact, place.repo_id or place.title, place.branch, prompt.text is not None),
-            runtimes=runtimes(artifact.models[0]) if artifact.manifest.method == "gptq" else None,
-            prompt=prompt,
-            recipe=fence(as_yaml(dict(artifact.manifest.recipe)), "yaml"),
-            calibration=_calibration(artifact),
-            calibration_sets=_sets(artifact),
-            notes=_notes(artifact),
-            versions=Markdown(", ".join(plain(f"{name} {said}") for name, said in artifact.manifest.versions.items())),
-            files=card_tables.files({name: one for name, one in hashes.items() if name not in UNLISTED}, sizes),
-            size_of_files=format_bytes(sum(sizes[name] for name in hashes)),
-        )
+    template = _environment().get_template(TEMPLATE)
+    text: str = template.render(
+        front=Markdown(as_yaml(front)),
+        place=place,
+        base=_base(artifact, list(hashes)),
+        method=artifact.manifest.method,
+        models=artifact.models,
+        what=_what(artifact),
+        version=artifact.manifest.versions.get("quantkit", ""),
+        warning=_warning(artifact, place),
+        objections=_objections(artifact, hashes),
+        facts=_facts(artifact.models),
+        variants=card_tables.variants(shown, ruler),
+        languages=card_tables.languages(shown, ruler) if ruler else None,
+        evaluation=_evaluation(ruler),
+        picture=PICTURE if picture else None,
+        ways=ways(artifact, place.repo_id or place.title, place.branch, prompt.text is not None),
+        runtimes=runtimes(artifact.models[0]) if artifact.manifest.method == "gptq" else None,
+        prompt=prompt,
+        recipe=fence(as_yaml(dict(artifact.manifest.recipe)), "yaml"),
+        calibration=_calibration(artifact),
+        calibration_sets=_sets(artifact),
+        notes=_notes(artifact),
+        versions=Markdown(", ".join(plain(f"{name} {said}") for name, said in artifact.manifest.versions.items())),
+        files=card_tables.files({name: one for name, one in hashes.items() if name not in UNLISTED}, sizes),
+        size_of_files=format_bytes(sum(sizes[name] for name in hashes)),
     )
+    return text
 
 
 def _environment() -> Any:  # noqa: ANN401
