@@ -7,16 +7,23 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
-from quantkit.errors import BadInputError, DiskError
+from quantkit.errors import BadInputError, DiskError, NotFoundError
 from quantkit.weights.remote import CLIENT_ERRORS
 
 GIT_BYTES = 2**24  # the Hub keeps no larger files in git
+_NO_XET = re.compile(r"\b404\b.*xet-write-token|xet-write-token.*\b404\b", re.DOTALL)
 Sent = Callable[[int], None]
 
 
@@ -97,7 +104,7 @@ def upload(api: HfApi, repo_id: str, branch: str, file: LocalFile, sent: Sent) -
     """
     added = operation(file)
     with contextlib.ExitStack() as stack:
-        if _over_http():
+        if over_http():
             added.path_or_fileobj = stack.enter_context(_Counted(file.path, sent))
         with unwrapped(repo_id):
             api.preupload_lfs_files(repo_id, [added], revision=branch, free_memory=False)
@@ -105,15 +112,25 @@ def upload(api: HfApi, repo_id: str, branch: str, file: LocalFile, sent: Sent) -
     return added
 
 
+def over_http() -> bool:
+    """Whether the client will use plain LFS. Xet takes files by their names only, and shows its own progress."""
+    return bool(constants.HF_HUB_DISABLE_XET) or importlib.util.find_spec("hf_xet") is None
+
+
 @contextlib.contextmanager
 def discreet() -> Iterator[None]:
-    """The client's log without signed addresses."""
+    """The client's log without signed addresses, and its bars on a terminal only."""
     logger, discretion = logging.getLogger("huggingface_hub.utils._http"), _WithoutQueries()
+    silenced = not sys.stderr.isatty() and not are_progress_bars_disabled()
     logger.addFilter(discretion)
+    if silenced:
+        disable_progress_bars()
     try:
         yield
     finally:
         logger.removeFilter(discretion)
+        if silenced:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager
@@ -122,10 +139,16 @@ def unwrapped(repo_id: str) -> Iterator[None]:
 
     Raises:
         BadInputError: the Hub refuses a file or the card.
+        NotFoundError: the client sends files through Xet, which this Hub has not.
     """
     try:
         yield
-    except RuntimeError as error:  # "Error while uploading", whatever the reason was
+    except (RuntimeError, ConnectionError) as error:
+        if _NO_XET.search(str(error)):
+            raise NotFoundError(
+                f"the Hub of {repo_id} has no Xet storage", "set HF_HUB_DISABLE_XET=1, and files go by plain HTTP"
+            ) from error
+        # "Error while uploading", whatever the reason was.
         if isinstance(error.__cause__, CLIENT_ERRORS):
             raise error.__cause__ from None
         raise
@@ -158,8 +181,3 @@ class _Counted(io.BufferedReader):
             self._sent(place - self._told)
             self._told = place
         return data
-
-
-def _over_http() -> bool:
-    """Whether the client will use plain LFS. Xet takes files by their names only, and shows its own progress."""
-    return bool(constants.HF_HUB_DISABLE_XET) or importlib.util.find_spec("hf_xet") is None

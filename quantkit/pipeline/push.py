@@ -12,7 +12,7 @@ from quantkit.hub.account import tokens, writer
 from quantkit.hub.collection import add_to_collection
 from quantkit.hub.publish import Difference, Listener, Parcel, compare, is_large, publish
 from quantkit.hub.target import MAIN, Target, look, make, page, tag
-from quantkit.hub.upload import LocalFile, Sent
+from quantkit.hub.upload import LocalFile, Sent, over_http
 from quantkit.pipeline.card import write_card
 from quantkit.pipeline.push_files import RECORDS, Artifact, find_artifact, refuse_local
 from quantkit.pipeline.push_gate import judge
@@ -168,6 +168,8 @@ class _Told(Listener):
 
     def _tell(self, name: str, count: int) -> None:
         self._sent[name] = count
+        if not over_http():  # the client has bars of its own for Xet
+            return
         self._progress.transfer(min(sum(self._sent.values()), self._total), self._total, "upload")
 
 

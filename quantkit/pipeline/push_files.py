@@ -148,7 +148,9 @@ def _artifact(
     folder: Path, kind: Literal["gptq", "gguf"], models: tuple[Path, ...], chosen: list[str], names: list[str]
 ) -> Artifact:
     manifest = read_manifest(folder)
-    own = {*chosen, *(manifest.files if manifest else ())}
+    if manifest is None:
+        raise BadInputError(f"{folder} has no {MANIFEST_FILE}, which says from what it was made", "make it again")
+    own = {*chosen, *manifest.files}
     ordered = sorted((name for name in names if name in own), key=_order)
     return Artifact(folder, kind, models, tuple(ordered), tuple(name for name in names if name not in own))
 

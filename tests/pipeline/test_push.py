@@ -190,6 +190,12 @@ def test_folders_that_are_no_artifacts(tmp_path, gptq, gguf):
         push(gguf)
 
 
+def test_a_folder_without_a_manifest(gptq):
+    (gptq / "quantkit.json").unlink()
+    with pytest.raises(BadInputError, match=r"model-GPTQ-Int8 has no quantkit\.json"):
+        push(gptq, force=True)
+
+
 def test_a_gptq_folder_whose_run_is_not_finished(gptq):
     told = json.loads((gptq / "run.json").read_text())
     (gptq / "run.json").write_text(json.dumps(told | {"status": "running"}))

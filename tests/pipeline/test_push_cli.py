@@ -103,21 +103,26 @@ def test_a_hub_that_is_not_there(loopback, quantkit, gptq):
     assert "HTTP 503" in err
 
 
+def process(hub, home, *arguments, **environment):
+    """`quantkit push` in a process of its own, which reads the environment."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-m", "quantkit.cli", "push", *map(str, arguments)]
+    given = base | hub.environment(home) | environment
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+
+
 def test_the_token_is_seen_nowhere(loopback, gptq, tmp_path):
-    """In processes of their own, told to be as talkative as they can; with faults, and with a token that is refused."""
+    """Told to be as talkative as it can; with faults, and with a token that is refused."""
     home = tmp_path / "home"
     talkative = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
-    base = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = base | loopback.environment(home) | talkative
     loopback.fail("/repos/models/", 503, method="PUT")
     loopback.fail("/commit/", "lost_answer")
-    command = [sys.executable, "-m", "quantkit.cli", "push", str(gptq), REPO, "--json", "--debug", "--tag", "v1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    arguments = (gptq, REPO, "--json", "--debug", "--tag", "v1")
+    done = process(loopback, home, *arguments, **talkative)
     assert done.returncode == 0, done.stderr
     assert held(loopback) == contents(gptq)
     assert commits(loopback) == 1
-    wrong = environment | {"HF_TOKEN": f"{CANARY}OfNobody"}
-    refused = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False)
+    refused = process(loopback, home, *arguments, **talkative, HF_TOKEN=f"{CANARY}OfNobody")
     assert refused.returncode == 4
     assert "the Hub does not accept this token" in refused.stderr
     seen = [done.stdout, done.stderr, refused.stdout, refused.stderr, *map(repr, held(loopback).items())]
@@ -126,3 +131,29 @@ def test_the_token_is_seen_nowhere(loopback, gptq, tmp_path):
     assert not [text for text in seen if CANARY in text]
     assert not [request for request in loopback.requests if request.origin == "cdn" and request.authorized]
     assert not [request for request in loopback.requests if CANARY in f"{request.path}{request.query}"]
+
+
+def test_through_xet(loopback, gptq, tmp_path):
+    """The client's choice where hf-xet is installed; the rest of the push is the same."""
+    pytest.importorskip("hf_xet")
+    loopback.enable_xet()
+    done = process(loopback, tmp_path / "home", gptq, REPO)
+    assert done.returncode == 0, done.stderr
+    assert held(loopback) == contents(gptq)
+    assert commits(loopback) == 1
+    assert loopback.find("/xet-write-token/")
+    assert not loopback.find("/objects/batch")
+    assert CANARY not in done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+
+
+def test_a_hub_without_xet(loopback, gptq, tmp_path):
+    pytest.importorskip("hf_xet")
+    done = process(loopback, tmp_path / "home", gptq, REPO, HF_HUB_DISABLE_XET="0")
+    assert done.returncode == 4
+    assert "the Hub of tester/model has no Xet storage" in done.stderr
+    assert "hint: set HF_HUB_DISABLE_XET=1" in done.stderr
+    assert len(loopback.find("/xet-write-token/")) == 1
