@@ -136,12 +136,13 @@ def gptq(
             progress.say(f"note: {note}")
         progress.say(f"computing on {job.device.label}")
         result = run(job, progress, restart=restart, imatrix=imatrix, check=_same_pass(job) if check else None)
+    measured = result.check or _earlier_check(result.output) if check else None
     if as_json:
-        _print_json({"output": str(result.output), **result.record, **({"check": result.check} if check else {})})
+        _print_json({"output": str(result.output), **result.record, **({"check": measured} if check else {})})
     else:
         print_result(result.output, result.record)
     if check:
-        _judge(result.output, result.check, as_json)
+        _judge(result.output, measured, as_json)
 
 
 def plan(
@@ -217,6 +218,14 @@ def _same_pass(job: "Job") -> "SamePassCheck":
     from quantkit.pipeline.same_pass import SamePassCheck
 
     return SamePassCheck([job], CheckOptions())
+
+
+def _earlier_check(output: Path) -> dict[str, Any] | None:
+    """The check of an artifact that was finished before, where it is of these very files."""
+    from quantkit.checkfile import standing
+
+    found = standing(output)
+    return found.record if found.is_of_these else None
 
 
 def _judge(output: Path, record: dict[str, Any] | None, as_json: bool) -> None:

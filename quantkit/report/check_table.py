@@ -60,7 +60,8 @@ def print_check(record: Mapping[str, Any]) -> None:
         for line in (*failures(artifact), *_extras(artifact, record["baseline"])):
             say(line, "  ")
     console.print()
-    say(f"{headline(record)}; checked in {format_seconds(record['measured']['seconds'])}.")
+    seconds = record["measured"]["seconds"]  # None: measured in the pass that quantizes
+    say(f"{headline(record)}; checked in {'the same pass' if seconds is None else format_seconds(seconds)}.")
 
 
 def markdown_table(record: Mapping[str, Any]) -> str:
