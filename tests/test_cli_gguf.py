@@ -24,8 +24,8 @@ from quantkit.weights.imatrix import write_imatrix
 WITHOUT_GGML = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is not None, reason="ggml is installed")
 OPTIONS = [
     "--type", "--target-size", "--out", "--recipe", "--imatrix", "--tensor-type", "--pre", "--split-max-size",
-    "--calibration", "--samples", "--sequence-length", "--seed", "--device", "--threads", "--restart", "--context",
-    "--dry-run", "--json", "--help",
+    "--calibration", "--samples", "--sequence-length", "--seed", "--device", "--threads", "--stream", "--no-stream",
+    "--restart", "--context", "--dry-run", "--json", "--help",
 ]  # fmt: skip
 
 
@@ -175,6 +175,7 @@ REFUSED = {
     "no threads": (["--type", "Q8_0", "--threads", "0"], 2, "invalid value for '--threads'", "--help"),
     "no imatrix": (["--type", "Q8_0", "--imatrix", "x.gguf"], 4, "no such imatrix file: x.gguf", "--imatrix auto"),
     "no samples": (["--type", "Q8_0", "--samples", "0"], 2, "option calibration.samples: ", None),
+    "a streamed folder": (["--type", "Q8_0", "--stream"], 2, "model is a folder: only a repository", "leave --st"),
 }  # fmt: skip
 
 

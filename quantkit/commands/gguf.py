@@ -17,6 +17,7 @@ from quantkit.commands.gptq import (
     Seed,
     SequenceLength,
     Source,
+    Stream,
 )
 from quantkit.errors import BadInputError, UsageError
 
@@ -58,8 +59,8 @@ def gguf(
     imatrix: ImatrixSource = None, tensor_type: TensorTypes = None, pre: Pre = None,
     split_max_size: SplitSize = None, calibration: CalibrationText = None, samples: Samples = None,
     sequence_length: SequenceLength = None, seed: Seed = None, device: DeviceName = "auto",
-    threads: Threads = None, restart: RestartFile = False, context: Context = 4096, dry_run: DryRun = False,
-    as_json: AsJson = False,
+    threads: Threads = None, stream: Stream = None, restart: RestartFile = False, context: Context = 4096,
+    dry_run: DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Convert a checkpoint to quantized GGUF files, in one pass over its tensors.
 
@@ -90,12 +91,12 @@ def gguf(
     wish = ImatrixWish(wanted["imatrix"], text, device)
 
     if dry_run:
-        _show(plan(checkpoint, options, wish).as_dict(context), as_json)
+        _show(plan(checkpoint, options, wish, stream=stream).as_dict(context), as_json)
         return
     from quantkit.progress import Shown
 
     with Shown() as progress:
-        result = convert(checkpoint, options, wish, progress, restart=restart)
+        result = convert(checkpoint, options, wish, progress, restart=restart, stream=stream)
     if as_json:
         print(json.dumps({"folder": str(result.folder), "outputs": list(result.records)}, ensure_ascii=False))
     else:

@@ -66,7 +66,7 @@ class Assembly:
     @property
     def sources(self) -> tuple[str, ...]:
         """Tensors of the checkpoint that it takes values from."""
-        return tuple(dict.fromkeys(part.source for part in self.parts if isinstance(part, Part)))
+        return sources_of(self, 0, self.rows)
 
 
 def assemble(assembly: Assembly, first: int, end: int, read: Access, out: Floats) -> None:
@@ -91,6 +91,12 @@ def assemble(assembly: Assembly, first: int, end: int, read: Access, out: Floats
         out += np.float32(assembly.addend)
     if assembly.scale != 1.0:
         out *= np.float32(assembly.scale)
+
+
+def sources_of(assembly: Assembly, first: int, end: int) -> tuple[str, ...]:
+    """Tensors of the checkpoint that rows `first` to `end` of the GGUF tensor take values from."""
+    parts = [part for part, *_ in _parts_of(assembly, first, end)]
+    return tuple(dict.fromkeys(part.source for part in parts if isinstance(part, Part)))
 
 
 def disassemble(assembly: Assembly, first: int, values: Floats, write: Access) -> None:

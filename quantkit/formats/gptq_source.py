@@ -41,6 +41,13 @@ class DequantizedSource:
         """Every tensor by name; dequantized ones are F16 [out_features, in_features]."""
         return self._infos
 
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The tensors of the checkpoint that `read` takes, in the order in which it reads them."""
+        prefix = name.removesuffix(".weight")
+        if f"{prefix}.qweight" not in self._source.infos:
+            return (name,)
+        return tuple(prefix + suffix for suffix in _SUFFIXES if prefix + suffix in self._source.infos)
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor, dequantized to float16 where it is stored quantized.
 

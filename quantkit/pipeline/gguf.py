@@ -1,7 +1,8 @@
 """A checkpoint in, GGUF files out: slabs of rows read, ordered, encoded and written by all cores at once."""
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from quantkit.memory import reset_peak
 from quantkit.pipeline.costs import Meter
 from quantkit.pipeline.gguf_files import Target, fingerprint, finished_record, open_targets, present, write_record
 from quantkit.pipeline.gguf_job import GgufJob, Output, preflight
-from quantkit.pipeline.gguf_slabs import Worker, slabs
+from quantkit.pipeline.gguf_pieces import in_order_of_files, in_order_of_shards
+from quantkit.pipeline.gguf_slabs import Piece, Worker
 from quantkit.pipeline.provenance import gguf_base, write_gguf_manifest
 from quantkit.plan.gguf_rows import GgufRow
 from quantkit.progress import Progress, Silent
 from quantkit.runlock import locked
 from quantkit.weights.imatrix import Imatrix
+from quantkit.weights.streamed import StreamedSource
 
-ROWS_AHEAD = 16  # tensors whose slabs wait for a thread
+ROWS_AHEAD = 16  # tensors, or pieces of them, whose slabs wait for a thread
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def run(
     """Execute a prepared job, or continue it at its first unfinished tensor.
 
     Args:
-        job: from `prepare`; its checkpoint's files are all there.
+        job: from `prepare`; its checkpoint's files are all there, or streamed.
         progress: told what happens; silent by default.
         imatrix: the importance that the job was planned with.
         about_imatrix: what the record says about it.
@@ -86,34 +89,45 @@ def _run(
         for output in open_outputs:
             records[output.ftype] = write_record(job, output, inputs, about_imatrix, spent)
     write_gguf_manifest(job.folder, gguf_base(job.model.checkpoint))
+    if isinstance(job.model.checkpoint.source, StreamedSource):
+        job.model.checkpoint.source.remove()
     return Result(job.folder, tuple(records[output.ftype] or {} for output in job.outputs))
 
 
 def _convert(
     job: GgufJob, outputs: tuple[Output, ...], targets: list[Target], imatrix: Imatrix | None, progress: Progress
 ) -> None:
-    """Every tensor that is not finished, in the order of the files."""
+    """Every tensor that is not finished, in the order of the files; of a streamed source in that of its shards."""
     rows = job.model.rows
     warm({chosen for output in outputs for chosen in output.types}, imatrix is not None)
-    layers = _Layers(rows, progress)
-    waiting: deque[tuple[int, list[Target], list[Future[None]]]] = deque()
-    with Worker(job.model, imatrix) as worker, ThreadPoolExecutor(job.threads) as pool:
+    wanted = {number: [target for target in targets if target.lacks(row.name)] for number, row in enumerate(rows)}
+    wanted = {number: lacking for number, lacking in wanted.items() if lacking}
+    pieces = in_order_of_shards(rows, wanted, job.model.shards) if job.streamed else in_order_of_files(rows, wanted)
+    left = Counter(piece.number for piece in pieces)  # of each tensor
+    layers = _Layers(rows, wanted, progress)
+    waiting: deque[tuple[Piece, list[Future[None]]]] = deque()
+    with Worker(job.model, imatrix, pieces) as worker, ThreadPoolExecutor(job.threads) as pool:
 
         def settle() -> None:
-            number, wanted, futures = waiting.popleft()
+            piece, futures = waiting.popleft()
             for future in futures:
                 future.result()
-            for target in wanted:
-                target.finish(rows[number].name)
-            worker.forget(number)
-            layers.finished(number)
+            left[piece.number] -= 1
+            is_whole = not left[piece.number]
+            for target in wanted[piece.number] if is_whole else ():
+                target.finish(rows[piece.number].name)
+            worker.finish(piece)
+            if is_whole:
+                layers.finished(piece.number)
 
         try:
-            for number, row in enumerate(rows):
-                wanted = [target for target in targets if target.lacks(row.name)]
-                todo = slabs(row) if wanted else ()
-                waiting.append((number, wanted, [pool.submit(worker.work, number, slab, wanted) for slab in todo]))
-                if len(waiting) > ROWS_AHEAD:
+            for piece in pieces:
+                while waiting and not worker.is_held(piece):  # until a shard goes that is in its way
+                    settle()
+                worker.begin(piece)
+                work = [pool.submit(worker.work, piece.number, slab, wanted[piece.number]) for slab in piece.slabs]
+                waiting.append((piece, work))
+                while waiting and (len(waiting) > ROWS_AHEAD or all(future.done() for future in waiting[0][1])):
                     settle()
             while waiting:
                 settle()
@@ -123,18 +137,21 @@ def _convert(
 
 
 class _Layers:
-    """Tells the progress of each decoder layer once its last tensor is finished."""
+    """Tells the progress of decoder layers: each counts once its last tensor is finished."""
 
-    def __init__(self, rows: tuple[GgufRow, ...], progress: Progress) -> None:
+    def __init__(self, rows: tuple[GgufRow, ...], wanted: Iterable[int], progress: Progress) -> None:
         self._layer = [int(row.name.split(".")[1]) if row.name.startswith("blk.") else -1 for row in rows]
+        self._left = Counter(self._layer[number] for number in wanted)  # tensors of each
+        count = max(self._layer) + 1
+        self._done = sum(not self._left[layer] for layer in range(count))
         self._progress, self._begun = progress, time.perf_counter()
-        progress.start(max(self._layer) + 1, 0)
+        progress.start(count, self._done)
 
     def finished(self, number: int) -> None:
-        """A tensor is finished, and all those before it."""
+        """A tensor is finished."""
         layer = self._layer[number]
-        is_last = number + 1 == len(self._layer) or self._layer[number + 1] != layer
-        if layer >= 0 and is_last:
+        self._left[layer] -= 1
+        if layer >= 0 and not self._left[layer]:
             now = time.perf_counter()
-            self._progress.layer(layer, now - self._begun)
-            self._begun = now
+            self._progress.layer(self._done, now - self._begun)
+            self._done, self._begun = self._done + 1, now

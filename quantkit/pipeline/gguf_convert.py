@@ -1,6 +1,7 @@
 """From a checkpoint and wishes to finished GGUF files: plan, download, importance, conversion."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +13,24 @@ from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import ftype_named
 from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf import Result, run
-from quantkit.pipeline.gguf_files import source_identity
+from quantkit.pipeline.gguf_files import present, source_identity
 from quantkit.pipeline.gguf_job import GgufJob, GgufOptions, preflight, prepare
 from quantkit.pipeline.gguf_model import GgufModel, open_model
 from quantkit.progress import Progress
+from quantkit.runlock import locked
 from quantkit.units import format_bytes
 from quantkit.weights.gguf_types import Value
 from quantkit.weights.hashes import file_hash
 from quantkit.weights.imatrix import Imatrix, read_imatrix
 from quantkit.weights.source import Checkpoint
+from quantkit.weights.streamed import SHARD_FOLDER, StreamedSource, streamed_bytes
 
 if TYPE_CHECKING:
     from quantkit.plan.gguf_rows import GgufRow
     from quantkit.recipe import Calibration
 
 AUTO, NONE = "auto", "none"
+TWICE = "with --imatrix auto the repository crosses the network twice; the imatrix of a file spares one of them"
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,20 @@ class _Importance:
     record: dict[str, Any] | None = None
 
 
-def plan(checkpoint: Checkpoint, options: GgufOptions, wish: ImatrixWish) -> GgufJob:
+def plan(checkpoint: Checkpoint, options: GgufOptions, wish: ImatrixWish, *, stream: bool | None = None) -> GgufJob:
     """What `convert` would do, from headers alone.
 
     Args:
         checkpoint: from `look_for_gguf`.
         options: what to make.
         wish: where the importance comes from; `auto` collects nothing yet.
+        stream: let the shards of a repository come and go; None: where the disk does not hold them all.
 
     Raises:
         QuantkitError: whatever makes it impossible, in one sentence.
     """
     model = open_model(checkpoint, options.pre)
-    job = _prepared(model, options, _promised(model, wish))
+    job = _prepared(model, options, _promised(model, wish), stream)
     if wish.where != AUTO:
         return job
     from quantkit.devices import choose_device
@@ -69,7 +74,8 @@ def plan(checkpoint: Checkpoint, options: GgufOptions, wish: ImatrixWish) -> Ggu
     assert wish.calibration is not None
     cost = imatrix_cost(model, wish.calibration, choose_device(wish.device))
     host, seconds = max(job.budget.host_bytes, cost.host_bytes), job.budget.seconds + cost.seconds
-    return replace(job, budget=replace(job.budget, host_bytes=host, seconds=seconds))
+    notes = (*job.notes, TWICE) if job.streamed else job.notes
+    return replace(job, budget=replace(job.budget, host_bytes=host, seconds=seconds), notes=notes)
 
 
 def convert(
@@ -79,39 +85,56 @@ def convert(
     progress: Progress,
     *,
     restart: bool = False,
+    stream: bool | None = None,
 ) -> Result:
     """Make GGUF files, or continue where an earlier run stopped.
 
     Args:
-        checkpoint: from `look_for_gguf`; a repository is downloaded.
+        checkpoint: from `look_for_gguf`; a repository is downloaded, or streamed.
         options: what to make.
         wish: where the importance comes from.
         progress: told what happens.
         restart: make files again that are there already.
+        stream: as for `plan`.
 
     Raises:
         QuantkitError: whatever makes it impossible; what is finished is kept.
     """
     model = open_model(checkpoint, options.pre, verified=True, meanwhile=lambda: _warm(options, wish))
     promised = _promised(model, wish)
-    job = _prepared(model, options, promised)
+    job = _prepared(model, options, promised, stream)
     for note in job.notes:
         progress.say(f"note: {note}")
-    preflight(job)
+    preflight(job, present(job))
     if checkpoint.download_bytes:
-        progress.say(f"downloading {format_bytes(checkpoint.download_bytes)} of {checkpoint.repo_id}")
-        pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
-        fetched = replace(open_model(pinned, options.pre), base_bytes=model.base_bytes)
-        job = _prepared(fetched, options, promised)
-    importance = promised
-    if wish.where == AUTO:
-        importance = _collected(job, wish, progress)
-        job = _prepared(replace(job.model, base_bytes=resident_bytes()), options, importance)
-    return run(job, progress, imatrix=importance.imatrix, about_imatrix=importance.record, restart=restart)
+        job = _with_weights(job, promised, progress)
+    source = job.model.checkpoint.source
+    with closing(source) if isinstance(source, StreamedSource) else nullcontext():
+        importance = promised
+        if wish.where == AUTO:
+            importance = _collected(job, wish, progress)
+            model = replace(job.model, base_bytes=resident_bytes())
+            job = _prepared(model, options, importance, job.streamed)
+        return run(job, progress, imatrix=importance.imatrix, about_imatrix=importance.record, restart=restart)
 
 
-def _prepared(model: GgufModel, options: GgufOptions, importance: _Importance) -> GgufJob:
-    return prepare(model, options, importance.names, importance.keys)
+def _prepared(model: GgufModel, options: GgufOptions, importance: _Importance, stream: bool | None) -> GgufJob:
+    return prepare(model, options, importance.names, importance.keys, stream)
+
+
+def _with_weights(job: GgufJob, importance: _Importance, progress: Progress) -> GgufJob:
+    """The job with a checkpoint that can be read: downloaded, or streamed."""
+    checkpoint = job.model.checkpoint
+    size = format_bytes(checkpoint.download_bytes)
+    if job.streamed:
+        held = format_bytes(streamed_bytes(checkpoint))
+        progress.say(f"streaming {size} of {checkpoint.repo_id}: at most {held} of it are on the disk at a time")
+        return replace(job, model=job.model.streamed(job.folder / SHARD_FOLDER, progress.say))
+    progress.say(f"downloading {size} of {checkpoint.repo_id}")
+    pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}", progress=progress)
+    # Planned anew: what the files hold is known for certain only now.
+    fetched = replace(open_model(pinned, job.options.pre), base_bytes=job.model.base_bytes)
+    return _prepared(fetched, job.options, importance, stream=False)
 
 
 def _warm(options: GgufOptions, wish: ImatrixWish) -> None:
@@ -165,11 +188,11 @@ def _collected(job: GgufJob, wish: ImatrixWish, progress: Progress) -> _Importan
     from quantkit.pipeline.gguf_imatrix import imatrix_for
 
     assert wish.calibration is not None
-    job.folder.mkdir(parents=True, exist_ok=True)
     path = job.folder / f"{job.model.naming.file_name('imatrix')}"
     device = choose_device(wish.device)
     identity = source_identity(job.model.checkpoint)
-    imatrix, record = imatrix_for(path, job.model, wish.calibration, device, identity, progress)
+    with locked(job.folder):
+        imatrix, record = imatrix_for(path, job.model, wish.calibration, device, identity, progress)
     return _with_keys(imatrix, path, record)
 
 

@@ -129,9 +129,11 @@ def fingerprint(job: GgufJob, about_imatrix: dict[str, Any] | None) -> dict[str,
 
 def source_identity(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     """A commit, or size and time of change of every weight file."""
+    if checkpoint.commit:
+        return checkpoint.commit
     files = sorted({info.file for info in checkpoint.source.infos.values()})
     stats = {name: (checkpoint.folder / name).stat() for name in files}
-    return checkpoint.commit or {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def write_record(

@@ -9,7 +9,7 @@ from quantkit.calibration import build_tokens, public_name
 from quantkit.devices import Device
 from quantkit.errors import OutOfMemoryError
 from quantkit.pipeline.gguf_model import GgufModel
-from quantkit.pipeline.imatrix import check_forward, collect
+from quantkit.pipeline.imatrix import check_forward, collect, reads
 from quantkit.pipeline.imatrix_file import assembled, kept_or_made, origin_of, own_imatrix
 from quantkit.pipeline.job import sample_length
 from quantkit.pipeline.machine import available_bytes, machine_of
@@ -20,6 +20,7 @@ from quantkit.skeleton import Skeleton
 from quantkit.units import format_gib, format_seconds
 from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.imatrix import Imatrix
+from quantkit.weights.streamed import StreamedSource
 
 
 def imatrix_for(
@@ -58,6 +59,9 @@ def imatrix_for(
         names = ", ".join(name for name, _ in tokens.sets)
         progress.say(f"imatrix: {samples} x {length} tokens from {names}, about {format_seconds(cost.seconds)}")
         _check_memory(cost, device)
+        if isinstance(model.checkpoint.source, StreamedSource):
+            progress.say("the repository crosses the network for the imatrix, and then for the files")
+            model.checkpoint.source.expect(stored for name in reads(skeleton) for stored in model.stored(name))
         entries = collect(skeleton, model.source, model.rows, tokens.ids, progress)
         return assembled(entries, tokens, map(public_name, calibration.text), origin)
 

@@ -1,25 +1,26 @@
 """A conversion prepared: every GGUF file with its tensors, types and bytes, before a weight is read."""
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import DiskError, UsageError
+from quantkit.errors import UsageError
 from quantkit.formats.ggml.encode import can_encode
 from quantkit.formats.ggml.native import NATIVE_TYPES, require_ggml
 from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import Override, assign, ftype_named, parse_override, refuse_without_importance
+from quantkit.pipeline.disk import is_streamed, missing_bytes, refuse_full_disk
 from quantkit.pipeline.gguf_model import GgufModel
 from quantkit.plan.gguf_budget import GgufBudget, gguf_budget
 from quantkit.plan.runtime import machine_table
 from quantkit.plan.target_size import best_fitting, candidates
-from quantkit.units import format_bytes, parse_bytes
+from quantkit.units import parse_bytes
 from quantkit.weights.gguf_layout import Part, split_plan
 from quantkit.weights.gguf_types import GGML_TYPES, Value
+from quantkit.weights.streamed import SHARD_FOLDER, streamed_bytes
 
 SCHEMA_VERSION = 1
 
@@ -72,6 +73,7 @@ class GgufJob:
     threads: int
     budget: GgufBudget
     notes: tuple[str, ...]
+    streamed: bool = False  # shards of a repository come and go instead of being downloaded first
 
     def bits_per_weight(self, output: Output) -> float:
         """File bits of the quantized tensors over their weights, scales included."""
@@ -94,6 +96,7 @@ class GgufJob:
             "vocabulary": {"model": self.model.told.vocabulary.kind, "pre": self.model.told.vocabulary.pre},
             "folder": str(self.folder),
             "threads": self.threads,
+            "streamed": self.streamed,
             "budget": asdict(self.budget),
             "context": context,
             "outputs": [self._output(output, context) for output in self.outputs],
@@ -116,6 +119,7 @@ def prepare(
     options: GgufOptions,
     important: Collection[str] | None = None,
     keys: Mapping[str, Value] | None = None,
+    stream: bool | None = None,
 ) -> GgufJob:
     """Plan GGUF files.
 
@@ -124,9 +128,11 @@ def prepare(
         options: what to make.
         important: tensors of whose columns an importance matrix tells; None without one.
         keys: what the files say about that matrix.
+        stream: let the shards of a repository come and go; None: where the disk does not hold them all.
 
     Raises:
-        UsageError: types that there are not, that need an importance matrix or ggml, or that do not fit.
+        UsageError: types that there are not, that need an importance matrix or ggml, or that do not fit; a folder
+            that is to be streamed.
     """
     overrides = tuple(parse_override(text) for text in options.overrides)
     types = tuple(dict.fromkeys(ftype_named(text) for text in options.types))
@@ -141,28 +147,35 @@ def prepare(
         _output(model, ftype, overrides, important, told, stem or _stem(model, ftype), limit) for ftype in types
     )
     threads = options.threads or _cores()
+    written = sum(output.nbytes for output in outputs)
+    streams = is_streamed(model.checkpoint, folder, written, stream)
     budget = gguf_budget(
-        model.rows, [output.types for output in outputs], sum(output.nbytes for output in outputs),
+        model.rows, [output.types for output in outputs], written,
         sum(info.nbytes for info in model.told.infos.values()), model.is_dequantized,
         model.checkpoint.download_bytes, threads, model.base_bytes, important is not None,
+        streamed_bytes(model.checkpoint) if streams else None,
     )  # fmt: skip
-    return GgufJob(model, options, outputs, folder, threads, budget, (*model.notes, *_fallbacks(model, outputs)))
+    notes = (*model.notes, *_fallbacks(model, outputs))
+    return GgufJob(model, options, outputs, folder, threads, budget, notes, streams)
 
 
 def preflight(job: GgufJob, done: int = 0) -> None:
     """Refuse a job for which the disk will not do; `done` bytes of its files are there already.
 
     Raises:
-        DiskError: less free disk than the files and the download take.
+        DiskError: less free disk than the files and the download take, or the shards that are here at a time.
     """
-    parent = next(path for path in (job.folder.absolute(), *job.folder.absolute().parents) if path.exists())
-    free, needed = shutil.disk_usage(parent).free, job.budget.disk_bytes - done
-    if needed > free:
-        raise DiskError(
-            f"the run needs {format_bytes(needed)} of disk, {parent} has {format_bytes(free)} free: "
-            f"{format_bytes(needed - free)} missing",
-            "choose another --out, or smaller types",
-        )
+    checkpoint, written = job.model.checkpoint, sum(output.nbytes for output in job.outputs) - done
+    fetched = job.budget.disk_bytes - sum(output.nbytes for output in job.outputs)
+    if job.streamed:
+        here = (job.folder / SHARD_FOLDER).glob("*/*")
+        fetched = max(0, fetched - sum(path.stat().st_size for path in here))
+    where = job.folder if job.streamed else checkpoint.folder
+    if missing_bytes([(job.folder, written), (where, fetched)]):
+        way = "give --stream, " if checkpoint.download_bytes and not job.streamed else ""
+        hint = f"{way}choose another --out, or smaller types"
+        refuse_full_disk(job.folder, written + fetched, hint)
+        refuse_full_disk(where, fetched, hint)
 
 
 def _output(

@@ -1,7 +1,8 @@
 """A checkpoint as it will stand in GGUF files, whatever their types: its tensors, settings, name and vocabulary."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from quantkit.families.family import Family
@@ -20,6 +21,7 @@ from quantkit.plan.target_size import Shape
 from quantkit.tensors import TensorSource
 from quantkit.weights.gguf_types import Value
 from quantkit.weights.source import Checkpoint
+from quantkit.weights.streamed import streamed
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,33 @@ class GgufModel:
         """What the user should know before the run."""
         again = ("the source is quantized itself: what it lost stays lost",) if self.is_dequantized else ()
         return (*again, *differences(self.gguf, self.told.config), *self.told.vocabulary.notes)
+
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The tensors of the checkpoint that one of `source` is read from, in the order in which they are read."""
+        if not self.is_dequantized:
+            return (name,)
+        from quantkit.formats.gptq_source import DequantizedSource
+
+        assert isinstance(self.source, DequantizedSource)
+        return self.source.stored(name)
+
+    def shards(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The files that hold tensors of `source`, in the order of the repository."""
+        infos = self.checkpoint.source.infos
+        return tuple(sorted({infos[stored].file for name in names for stored in self.stored(name)}))
+
+    def streamed(self, folder: Path, say: Callable[[str], None]) -> "GgufModel":
+        """The same model of a repository whose shards are fetched as they are read.
+
+        Args:
+            folder: where they stand while they are needed.
+            say: told of every shard that is fetched.
+
+        Raises:
+            BadInputError: the headers of its weights cannot be read without a download.
+        """
+        checkpoint = streamed(self.checkpoint, folder, say)
+        return replace(self, checkpoint=checkpoint, source=dequantized(checkpoint)[0])
 
     def sizes(self) -> dict[str, Any]:
         """What the memory of a runtime depends on, by the names of Llama's config.json."""

@@ -17,7 +17,9 @@ from quantkit.plan.gguf_budget import SLAB_WEIGHTS
 from quantkit.plan.gguf_rows import GgufRow
 from quantkit.weights.gguf_types import GGML_TYPES
 from quantkit.weights.imatrix import Imatrix
-from quantkit.weights.ranges import FileRanges, WholeTensors
+from quantkit.weights.ranges import FileRanges, Ranges, WholeTensors
+from quantkit.weights.streamed import StreamedSource
+from quantkit.weights.streamed_ranges import StreamedRanges, StreamedTensors
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,6 +43,15 @@ class Slab:
     matrix: int = 0  # which of the stacked ones
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Slabs of a tensor that are worked on in one stretch."""
+
+    number: int  # of the row in the plan
+    slabs: tuple[Slab, ...]
+    sources: tuple[str, ...]  # tensors of the checkpoint that they take values from
+
+
 def slabs(row: GgufRow) -> Iterator[Slab]:
     """A tensor in pieces of about SLAB_WEIGHTS, none of which reaches over the end of a stacked matrix."""
     rows, columns = row.assembly.rows, row.assembly.columns
@@ -56,18 +67,36 @@ def slabs(row: GgufRow) -> Iterator[Slab]:
 
 
 class Worker:
-    """What threads share: the source and the importance; and what each has: memory that is used again."""
+    """What threads share: the source and the importance; and what each has: memory that is used again.
 
-    def __init__(self, model: GgufModel, imatrix: Imatrix | None) -> None:
+    Args:
+        model: what is converted.
+        imatrix: the importance of its columns.
+        pieces: the work to come, in order.
+    """
+
+    def __init__(self, model: GgufModel, imatrix: Imatrix | None, pieces: Sequence[Piece]) -> None:
         self._rows, self._imatrix = model.rows, imatrix
-        folder, source = model.checkpoint.folder, model.source
-        self._ranges = WholeTensors(source) if model.is_dequantized else FileRanges(folder, source.infos)
-        self._needed: dict[str, int] = {}  # source -> the last row that takes from it
-        for number, row in enumerate(self._rows):
-            self._needed |= dict.fromkeys(row.assembly.sources, number)
+        self._ranges = _ranges_of(model)
+        self._last: dict[str, Piece] = {}  # source -> the last piece that takes from it
+        for piece in pieces:
+            self._last |= dict.fromkeys(piece.sources, piece)
         self._importance: dict[int, Floats | None] = {}
         self._looking = threading.Lock()
         self._memory = threading.local()
+        self._ranges.expect(piece.sources for piece in pieces)
+
+    def is_held(self, piece: Piece) -> bool:
+        """Whether everything that a piece takes from is here, or on its way."""
+        return self._ranges.is_held(piece.sources)
+
+    def begin(self, piece: Piece) -> None:
+        """Return when a piece can be worked on.
+
+        Raises:
+            QuantkitError: a shard of a streamed source does not come.
+        """
+        self._ranges.hold(piece.sources)
 
     def work(self, number: int, slab: Slab, wanted: Sequence[Wanting]) -> None:
         """Read, order, encode and write a slab.
@@ -90,10 +119,11 @@ class Worker:
             encode(kind.name, values, self._importance_of(number, slab.matrix), out)
             target.write(row.name, slab.first * size, out)
 
-    def forget(self, number: int) -> None:
-        """A row is finished: let go of what no other needs."""
-        self._ranges.forget(tuple(name for name in self._rows[number].assembly.sources if self._needed[name] == number))
-        self._importance.pop(number, None)
+    def finish(self, piece: Piece) -> None:
+        """All slabs of a piece are written: let go of what no other needs."""
+        self._ranges.release(piece.sources)
+        self._ranges.forget(tuple(name for name in piece.sources if self._last[name] is piece))
+        self._importance.pop(piece.number, None)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +131,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ranges.__exit__(kind, error, trace)
+        self._ranges.close()
 
     def _importance_of(self, number: int, matrix: int) -> Floats | None:
         row = self._rows[number]
@@ -121,6 +151,13 @@ class Worker:
             held = np.empty(size, dtype)
             setattr(self._memory, name, held)
         return held[:size]
+
+
+def _ranges_of(model: GgufModel) -> Ranges:
+    stored, source = model.checkpoint.source, model.source
+    if not isinstance(stored, StreamedSource):
+        return WholeTensors(source) if model.is_dequantized else FileRanges(model.checkpoint.folder, source.infos)
+    return StreamedTensors(source, stored, model.stored) if model.is_dequantized else StreamedRanges(stored)
 
 
 def _check_finite(row: GgufRow, values: Floats) -> None:

@@ -162,7 +162,7 @@ def _with_weights(jobs: list[Job], progress: Progress) -> list[Job]:
         here = streamed(checkpoint, jobs[0].output / SHARD_FOLDER, progress.say)
         return [replace(job, checkpoint=here) for job in jobs]
     progress.say(f"downloading {size} of {checkpoint.repo_id}")
-    pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
+    pinned = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}", progress=progress)
     # Planned anew: what the files hold is known for certain only now.
     return [
         prepare(pinned, job.recipe, output=job.output, device=str(job.device.device), strict=job.strict) for job in jobs

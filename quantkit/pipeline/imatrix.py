@@ -102,6 +102,12 @@ def collect(
     return {name: entries[linear] for name, linear in inputs.items()}
 
 
+def reads(skeleton: Skeleton) -> list[str]:
+    """Every tensor that `collect` reads, in order."""
+    layers = (skeleton.layer_names(index) for index in range(len(skeleton.layers)))
+    return [*skeleton.front_names(), *(name for names in layers for name in names)]
+
+
 class SquareSums:
     """Sums of x^2 over the inputs x of one stage.
 

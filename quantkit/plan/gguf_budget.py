@@ -32,7 +32,7 @@ class GgufBudget:
 
 def gguf_budget(
     rows: Sequence[GgufRow], types: Sequence[Sequence[str]], written: int, read: int, is_whole: bool,
-    download: int, threads: int, base_bytes: int, important: bool = False,
+    download: int, threads: int, base_bytes: int, important: bool = False, held: int | None = None,
 ) -> GgufBudget:  # fmt: skip
     """Predict the costs of a conversion.
 
@@ -46,6 +46,7 @@ def gguf_budget(
         threads: that work at once.
         base_bytes: resident memory of the process before the run.
         important: whether there is an importance matrix.
+        held: bytes of the download that are on the disk at a time, where it is streamed; None: all of them.
     """
     longest = max(row.assembly.columns for row in rows)
     largest = max(row.assembly.rows * row.assembly.columns for row in rows)
@@ -62,7 +63,7 @@ def gguf_budget(
     work += sum(row.assembly.rows * row.assembly.columns for row in rows) / WIDENED
     return GgufBudget(
         host_bytes=host,
-        disk_bytes=written + download,
+        disk_bytes=written + (download if held is None else held),
         download_bytes=download,
         seconds=max(work / threads, read / READ_RATE) + written / WRITE_RATE,
     )

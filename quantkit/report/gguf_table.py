@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.report.table import machines_table, wide_console
+from quantkit.report.table import download_note, machines_table, wide_console
 from quantkit.units import format_bytes, format_gib, format_seconds
 
 
@@ -25,7 +25,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     facts.add_row("output", escape(plan["folder"]))
     facts.add_row("peak host memory", format_gib(budget["host_bytes"]))
     facts.add_row("disk", format_bytes(budget["disk_bytes"]))
-    facts.add_row("download", format_bytes(budget["download_bytes"]) if budget["download_bytes"] else "none")
+    facts.add_row("download", download_note(budget["download_bytes"], plan["streamed"]))
     facts.add_row("time", f"about {format_seconds(budget['seconds'])} on {plan['threads']} cores")
     out.print(facts)
     smallest = min(plan["outputs"], key=lambda output: output["bytes"])

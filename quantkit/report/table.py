@@ -37,7 +37,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     if budget["device_bytes"]:
         facts.add_row("peak GPU memory", format_gib(budget["device_bytes"]))
     facts.add_row("disk", format_bytes(budget["disk_bytes"]))
-    facts.add_row("download", _download(budget["download_bytes"], plan["streamed"]))
+    facts.add_row("download", download_note(budget["download_bytes"], plan["streamed"]))
     facts.add_row("time", f"about {format_seconds(budget['seconds'])}")
     console.print(facts)
     console.print(_actions(plan["rows"]))
@@ -47,7 +47,8 @@ def print_plan(plan: dict[str, Any]) -> None:
         console.print(f"note: {note}", markup=False)
 
 
-def _download(size: int, streamed: bool) -> str:
+def download_note(size: int, streamed: bool) -> str:
+    """How much comes over the network, and how."""
     if not size:
         return "none"
     return f"{format_bytes(size)}{', streamed: two shards at a time' if streamed else ''}"

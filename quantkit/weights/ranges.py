@@ -2,10 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,52 @@ from quantkit.weights.files import read_at
 Floats = npt.NDArray[np.float32]
 
 
-class FileRanges:
+class Ranges(Protocol):
+    """What gives ranges of tensors; told before and after each stretch of work which tensors it reads."""
+
+    def expect(self, stretches: Iterable[tuple[str, ...]]) -> None:
+        """The tensors of every stretch of work to come, in order."""
+
+    def is_held(self, names: tuple[str, ...]) -> bool:
+        """Whether the files of these tensors are here, or on their way."""
+
+    def hold(self, names: tuple[str, ...]) -> None:
+        """Return when these tensors can be read; they can until they are released as often."""
+
+    def release(self, names: tuple[str, ...]) -> None:
+        """A stretch of work is over."""
+
+    def forget(self, names: tuple[str, ...]) -> None:
+        """These tensors will not be read again."""
+
+    def read(self, name: str, first: int, out: Floats) -> None:
+        """Fill a flat array with values of a tensor, counted as they lie in memory, from the given one on."""
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+
+
+class _AllHere:
+    """The parts of `Ranges` that have nothing to do where all files lie on the disk."""
+
+    def expect(self, stretches: Iterable[tuple[str, ...]]) -> None:
+        """Nothing."""
+
+    def is_held(self, names: tuple[str, ...]) -> bool:
+        """They are."""
+        return True
+
+    def hold(self, names: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def release(self, names: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def forget(self, names: tuple[str, ...]) -> None:
+        """Nothing is kept."""
+
+
+class FileRanges(_AllHere):
     """The float tensors of a folder's files, read by pread into memory that is used again.
 
     Args:
@@ -55,9 +100,6 @@ class FileRanges:
             )
         WIDEN[info.dtype](raw, out)
 
-    def forget(self, names: tuple[str, ...]) -> None:
-        """Nothing is kept."""
-
     def close(self) -> None:
         """Close the files."""
         for descriptor in self._descriptors.values():
@@ -78,6 +120,11 @@ class FileRanges:
                 self._descriptors[file] = os.open(self._folder / file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             return self._descriptors[file]
 
+    def _close(self, file: str) -> None:
+        with self._opening:
+            if file in self._descriptors:
+                os.close(self._descriptors.pop(file))
+
     def _scratch(self, size: int) -> npt.NDArray[np.uint8]:
         """This thread's memory: its pages are not asked of the system for every range."""
         held: npt.NDArray[np.uint8] = getattr(self._memory, "bytes", np.empty(0, np.uint8))
@@ -86,7 +133,7 @@ class FileRanges:
         return held[:size]
 
 
-class WholeTensors:
+class WholeTensors(_AllHere):
     """The same of a source that only gives whole tensors, such as a dequantized one; each is read once."""
 
     def __init__(self, source: TensorSource) -> None:
@@ -112,13 +159,17 @@ class WholeTensors:
             for name in names:
                 self._values.pop(name, None)
 
+    def close(self) -> None:
+        """Let go of all tensors."""
+        self._values.clear()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._values.clear()
+        self.close()
 
 
 def _widen_bf16(raw: npt.NDArray[np.uint8], out: Floats) -> None:

@@ -27,6 +27,7 @@ from quantkit.pipeline.gguf_job import GgufOptions
 from quantkit.pipeline.look import look_for_gguf
 from quantkit.progress import Silent
 from quantkit.recipe import Calibration
+from quantkit.runlock import locked
 from quantkit.weights.imatrix import read_imatrix, write_imatrix
 
 
@@ -210,6 +211,11 @@ def test_an_imatrix_is_collected_once_and_serves_again(wide, tmp_path):
     assert f"{file} is of the same weights and text: taken as it is" in told.said
     again = converted(folder, tmp_path / "again", "Q4_K_M", "IQ4_XS", imatrix=file)
     assert [path.read_bytes() for path in files_of(again)] == [path.read_bytes() for path in files_of(first)]
+
+
+def test_an_imatrix_is_collected_by_one_run_at_a_time(wide, tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(BadInputError, match="is held by process"):
+        collected_and_converted(wide[0], tmp_path / "out", "Q4_0")
 
 
 def test_a_plan_collects_nothing(wide, tmp_path):

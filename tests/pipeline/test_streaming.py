@@ -1,14 +1,12 @@
 """A repository larger than the disk: what crosses the network, what stands on the disk, and what a crash costs."""
 
-import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
-import tiny
-import torch
+import streams
 from processes import contents
-from safetensors.torch import load_file, save_file
+from streams import LAYERS, REPO, SHARDS, Watched, downloaded, sharded
 
 from quantkit.errors import DiskError, NetworkError
 from quantkit.pipeline.check_job import CheckOptions
@@ -17,35 +15,11 @@ from quantkit.pipeline.job import prepare
 from quantkit.pipeline.look import look
 from quantkit.pipeline.same_pass import SamePassCheck
 from quantkit.plan.budget import SMALL_FILES
-from quantkit.progress import Silent
 from quantkit.recipe import make_recipe
-from quantkit.weights import transfer
 from quantkit.weights.streamed import SHARD_FOLDER
 
-REPO = "some/seventy"
-LAYERS, SHARDS = 80, 30  # of a 70B model
+published, each_fetch = streams.published, streams.each_fetch
 RECIPE = {"bits": 4, "group_size": 32, "calibration": {"text": ["english"], "samples": 2, "sequence_length": 16}}
-
-
-def sharded(folder, shards, **config):
-    """A tiny checkpoint in many shards; layers straddle them."""
-    tiny.make_model(folder, dtype=torch.bfloat16, **config)
-    tensors = load_file(folder / "model.safetensors")
-    # In the order of the model, as most repositories are stored.
-    order = sorted(tensors, key=lambda name: ("embed" not in name, "layers" not in name, *numbers(name)))
-    (folder / "model.safetensors").unlink()
-    index = {}
-    for number in range(shards):
-        part = order[number * len(order) // shards : (number + 1) * len(order) // shards]
-        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
-        index |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return folder
-
-
-def numbers(name):
-    return [int(part) for part in name.split(".") if part.isdigit()] + [name]
 
 
 @pytest.fixture(scope="module")
@@ -69,65 +43,8 @@ def local(small, tmp_path_factory):
     return output
 
 
-@pytest.fixture
-def published(loopback, hub_client):
-    """Publishes a folder under the name REPO and says its files."""
-
-    def publish(folder):
-        loopback.add_repo(REPO, {path.name: path for path in folder.iterdir()})
-        return {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
-
-    return publish
-
-
-class Watched(Silent):
-    """Measures what stands on the disk; may end the run behind a layer."""
-
-    def __init__(self, output, last=None):
-        self.output, self.last = output, last
-        self.most = self.shards = 0
-
-    def look(self):
-        source = [path for path in self.output.rglob("*") if SHARD_FOLDER in path.parts and path.is_file()]
-        held = sum(path.stat().st_size for path in source)
-        own = [path for path in self.output.iterdir() if path.is_file()] if self.output.exists() else []
-        self.most = max(self.most, held + sum(path.stat().st_size for path in own))
-        self.shards = max(self.shards, held)
-
-    def say(self, line):
-        self.look()
-
-    def layer(self, index, seconds):
-        self.look()
-        if index == self.last:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def each_fetch(monkeypatch):
-    """Calls what is added to it when a shard has come, before any other may go."""
-    seen = []
-    original = transfer.fetch_file
-
-    def fetch(*arguments, **options):
-        original(*arguments, **options)
-        for one in seen:
-            one()
-
-    monkeypatch.setattr(transfer, "fetch_file", fetch)
-    return seen
-
-
 def job_of(output, stream=True, **changes):
     return prepare(look(REPO), make_recipe(RECIPE | changes), output=output, device="cpu", stream=stream)
-
-
-def downloaded(loopback, files):
-    """Bytes of each weight file that crossed the network as its content, headers aside."""
-    return {
-        name: sum(request.sent for request in loopback.find(name, method="GET") if request.sent > 0) / size
-        for name, size in files.items()
-    }
 
 
 def test_a_70b_shaped_repository_takes_the_disk_of_two_shards(published, loopback, seventy, tmp_path, each_fetch):

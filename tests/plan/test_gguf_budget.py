@@ -48,3 +48,4 @@ def test_memory_is_that_of_slabs_unless_tensors_come_whole():
     assert host(threads=3).host_bytes == host().host_bytes + 2 * 16 * 2**20
     assert host(is_whole=True).host_bytes == host().host_bytes + 14 * 2**20
     assert (host().disk_bytes, host().download_bytes) == (12, 5)
+    assert (host(held=3).disk_bytes, host(held=3).download_bytes) == (10, 5)  # streamed
