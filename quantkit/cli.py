@@ -14,6 +14,7 @@ from quantkit.commands.gguf import gguf
 from quantkit.commands.gptq import gptq, plan
 from quantkit.commands.init import init
 from quantkit.commands.push import push
+from quantkit.commands.release import release
 from quantkit.commands.verify import verify
 from quantkit.errors import OutOfMemoryError, QuantkitError, UsageError, is_out_of_memory
 from quantkit.signals import Leaving, Terminated, end_process, leave
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (download, gptq, plan, gguf, check, init, push, verify):
+for command in (download, gptq, plan, gguf, check, init, push, verify, release):
     app.command()(command)
 
 

@@ -66,7 +66,9 @@ def entry_of(job: CheckJob, number: int, found: Pass) -> dict[str, Any]:
     ]
     entry["intact"] = _intact(weights, entry["files"])
     recipe = (weights.run or {}).get("recipe") or {}
-    limits = overridden(limits_for(weights.bits), limits_from(recipe.get("gates")), job.options.limits)
+    own = job.options.limits_by_name.get(weights.name)
+    asked = (own,) if own else (limits_from(recipe.get("gates")), job.options.limits)
+    limits = overridden(limits_for(weights.bits), *asked)
     gates = apply_gates(limits, entry) if job.options.gated else []
     entry["gates"] = [asdict(gate) | {"sentence": gate.sentence} for gate in gates]
     entry["passed"] = all(gate.passed for gate in gates)

@@ -1,0 +1,55 @@
+"""GGUF models of a release that did not pass: kept, but not in the folder that is published."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantkit.checkfile import check_path, standing
+from quantkit.errors import DiskError
+from quantkit.manifest import RECORD, read_manifest
+from quantkit.pipeline.provenance import gguf_records, write_gguf_manifest
+from quantkit.weights.files import sync_folder
+from quantkit.weights.gguf_names import gguf_parts, gguf_stem
+
+ASIDE = "did-not-pass"  # beside the folder of GGUF files
+
+
+def take_back(folder: Path) -> None:
+    """Move every model that an earlier run set aside back into the folder of GGUF files.
+
+    Raises:
+        DiskError: a file cannot be moved.
+    """
+    aside = folder.parent / ASIDE
+    if aside.is_dir():
+        _move(sorted(aside.iterdir()), folder)
+        aside.rmdir()
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Move every model without a check that counts out of the folder, with all that speaks of it, and of its manifest.
+
+    Returns:
+        What was moved.
+
+    Raises:
+        DiskError: a file cannot be read or moved.
+    """
+    models = [gguf_parts(folder / next(iter(sorted(record["files"]))))[0] for record in gguf_records(folder).values()]
+    failed = [model for model in models if not standing(model).counts]
+    for model in failed:
+        beside = [folder / f"{gguf_stem(model)}{RECORD}", check_path(model)]
+        _move([path for path in (*beside, *gguf_parts(model)) if path.exists()], folder.parent / ASIDE)
+    manifest = read_manifest(folder) if failed else None
+    if manifest is not None:
+        write_gguf_manifest(folder, manifest.base)
+    return [gguf_stem(model) for model in failed]
+
+
+def _move(files: Iterable[Path], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise DiskError(f"cannot move {error.filename} to {folder}: {error.strerror}") from error
