@@ -21,9 +21,11 @@ from quantkit.pipeline import check
 from quantkit.pipeline.check_job import CheckOptions, prepare
 from quantkit.pipeline.gptq import run
 from quantkit.pipeline.job import prepare as prepare_gptq
+from quantkit.quality.texts import evaluation_texts
 from quantkit.recipe import make_recipe
 
 RECIPES = ({"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 32})
+TEXT_LENGTH = 5000  # characters, 12 windows
 TYPES = ("Q8_0", "Q5_0", "Q4_K_M")
 
 
@@ -31,7 +33,7 @@ def make_folders(model: str, folder: Path) -> list[str]:
     artifacts = []
     for number, fields in enumerate(RECIPES):
         out = folder / f"artifact-{number}"
-        run(prepare_gptq(model, make_recipe({**fields, "method": "rtn"}), output=out, device="cpu"))
+        run(prepare_gptq(model, make_recipe({**fields, "method": "rtn", "scales": "minmax"}), output=out, device="cpu"))
         artifacts.append(str(out))
     return artifacts
 
@@ -46,7 +48,10 @@ def make_files(model: str, folder: Path) -> list[str]:
 def main() -> None:
     model, folder = sys.argv[1], Path(sys.argv[2])
     tiny = make_model(folder / "tiny", "LlamaForCausalLM", max_position_embeddings=256)
-    options = CheckOptions(text=("english",), context=256, device="cpu", gated=False)
+    (english,) = evaluation_texts(("english",))
+    text = folder / "text.txt"
+    text.write_text(english.text[:TEXT_LENGTH], encoding="utf-8")
+    options = CheckOptions(text=(str(text),), context=256, device="cpu", gated=False)
     check.run(prepare([str(tiny)], str(tiny), options), write=False)
     artifacts = make_files(model, folder) if "gguf" in sys.argv else make_folders(model, folder)
     release_memory()

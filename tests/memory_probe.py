@@ -1,9 +1,9 @@
-"""Run in a process of its own: what a quantization holds in memory beyond the loaded libraries.
+"""Run in a process of its own: what quantizations hold in memory beyond the loaded libraries.
 
-    python memory_probe.py MODEL OUT SAMPLES LENGTH
+    python memory_probe.py OUT SAMPLES LENGTH MODEL…
 
-Prints JSON with the resident bytes after a tiny model was quantized (libraries and compiled kernels are
-then loaded), the peak while MODEL is, and what the plan predicted.
+Quantizes the models one after the other and prints JSON, of each the resident bytes before (the first comes after a
+tiny model was quantized: libraries and compiled kernels are then loaded), the peak, and what the plan predicted.
 """
 
 import json
@@ -24,18 +24,21 @@ from quantkit.recipe import Calibration, Recipe
 
 
 def main() -> None:
-    model, out, samples, length = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    out, samples, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     with tempfile.TemporaryDirectory() as folder:
         tiny = make_model(Path(folder) / "tiny", "LlamaForCausalLM")
         few = Recipe(calibration=Calibration(samples=2, sequence_length=32))
         run(prepare(str(tiny), few, output=Path(folder) / "out", device="cpu"))
-    release_memory()
-    base = resident_bytes()
-    reset_peak()
     recipe = Recipe(calibration=Calibration(samples=samples, sequence_length=length))
-    result = run(prepare(model, recipe, output=out, device="cpu"))
-    predicted = result.record["predicted"]["host_bytes"]
-    print(json.dumps({"base": base, "peak": peak_resident_bytes(), "predicted": predicted}))
+    found = []
+    for number, model in enumerate(sys.argv[4:]):
+        release_memory()
+        base = resident_bytes()
+        reset_peak()
+        result = run(prepare(model, recipe, output=out / str(number), device="cpu"))
+        predicted = result.record["predicted"]["host_bytes"]
+        found.append({"base": base, "peak": peak_resident_bytes(), "predicted": predicted})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
