@@ -46,10 +46,12 @@ def readings(files: list[Path], baseline: Path, text: Path, folder: Path, **opti
     record = run(job, write=False)
     np.save(folder / "ids.npy", job.windows.ids.numpy())
     pairs = [(file, spelled_out(file, folder / f"{file.stem}.F32.gguf")) for file in files]
-    models = [path for pair in pairs for path in pair]
-    jobs = [
-        {"model": str(path), "ids": str(folder / "ids.npy"), "out": str(folder / f"{path.stem}.npz")} for path in models
-    ]
+
+    def question(path: Path, *attention: str) -> dict[str, object]:
+        ids, out = folder / "ids.npy", folder / f"{path.stem}.npz"
+        return {"model": str(path), "ids": str(ids), "out": str(out), "attention": attention}
+
+    jobs = [one for file, plain in pairs for one in (question(file, "default", "float32"), question(plain, "float32"))]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run([PYTHON, SCRIPT, folder / "jobs.json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

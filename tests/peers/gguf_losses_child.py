@@ -2,9 +2,9 @@
 
     python gguf_losses_child.py IN.json
 
-IN.json: [{"model": file, "ids": .npy of int64 [windows, 512], "out": .npz}, ...]. In `out` are "default" and "float32",
-float64 [windows, 511]: -log probability in nats of each window's tokens after the first, with the attention that
-llama.cpp computes unasked and with one in float32.
+IN.json: [{"model": file, "ids": .npy of int64 [windows, 512], "out": .npz, "attention": [name, ...]}, ...]. In `out` is
+for each name of "default" and "float32", of the attention that llama.cpp computes unasked and of one in float32,
+float64 [windows, 511]: -log probability in nats of each window's tokens after the first.
 """
 
 import json
@@ -25,7 +25,7 @@ def main() -> None:
             raise SystemExit(f"{job['model']} does not load")
         vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         ids, found = np.load(job["ids"]), {}
-        for name in ("default", "float32"):
+        for name in job["attention"]:
             context = make_context(llama, model, float32=name == "float32")
             found[name] = np.array([window_losses(llama, context, row.tolist(), vocabulary) for row in ids])
         np.savez(job["out"], **found)
