@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import processes
+import pytest
 import yaml
+from gguf_runs import asked_here
 from huggingface_hub import constants
 from processes import tiny_source
 
 from quantkit.cli import main
-from quantkit.pipeline import card
 from quantkit.weights import remote, transfer
 
 BASE = "some/tiny"
@@ -52,20 +54,22 @@ def write_release(folder: Path, variants=FOUR, push=True, base=BASE, **fields) -
     return path
 
 
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes processes and seconds and is not tried here."""
+    patch.setattr("quantkit.pipeline.card.render", lambda *_, **__: ["a prompt"])
+    patch.setattr("quantkit.pipeline.gguf_told._ask", asked_here)
+    processes.quicken(patch)
+
+
 def release_there(folder: Path, file: Path, url: str, token: str, cache: Path) -> None:
     """`quantkit release FILE --out FOLDER` in a process of its own."""
-    card.render = no_prompt
+    quicken(pytest.MonkeyPatch())
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
     constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = url, template
     constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = str(cache), True
     remote.RETRY_SECONDS = transfer.WAITS = (0.01, 0.01)
     os.environ["HF_TOKEN"] = token
     main(["release", str(file), "--out", str(folder), "--device", "cpu", "--json"])
-
-
-def no_prompt(*_, **__):
-    """To render a prompt takes another process, seconds each time."""
-    return ["a prompt"]
 
 
 def record_of(folder: Path) -> dict:
