@@ -37,7 +37,8 @@ def open_checkpoint(reference: str, headers_only: bool = False, progress: Transf
     files = needed_files(snapshot.files)
     missing = missing_bytes(snapshot, files)
     if headers_only and missing:
-        folder = download(snapshot, small_files(snapshot.files))
+        index = [name for name in files if name.endswith(".index.json")]  # its sha256 is in records
+        folder = download(snapshot, [*small_files(snapshot.files), *index])
         config, source = read_config(folder), RemoteHeaders(snapshot)
         opened = Checkpoint(reference, folder, config, source, snapshot.files, download_bytes=missing)
     else:

@@ -111,6 +111,13 @@ class Lockstep:
         return Pass(scores, self.drift, self.damage)
 
 
+def reads(skeleton: Skeleton, source: TensorSource) -> list[str]:
+    """Every tensor that a pass reads of a weight set, in order."""
+    layers = (skeleton.layer_names(index) for index in range(len(skeleton.layers)))
+    head = skeleton.head_tensors(source.infos)
+    return [*skeleton.front_names(), *(name for names in layers for name in names), *head.values()]
+
+
 def evaluate(
     skeleton: Skeleton,
     sources: Sequence[TensorSource],

@@ -19,7 +19,7 @@ from torch import nn
 from quantkit.errors import BadInputError
 from quantkit.families.checks import refusal
 from quantkit.families.family import Family
-from quantkit.tensors import TensorSource
+from quantkit.tensors import TensorInfo, TensorSource
 
 # What transformers raises for configurations that make no sense.
 REFUSALS = (
@@ -129,15 +129,19 @@ class Skeleton:
         head = [name for name in self.tensors() if name.startswith(self.family.head + ".")]
         return [name for name in self.outer_names() if name != self.family.embedding + ".weight"] + head
 
-    def read_head(self, source: TensorSource) -> dict[str, torch.Tensor]:
-        """What a weight set has for `head_names`.
+    def head_tensors(self, infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+        """The tensors that a weight set has for `head_names`, by these.
 
         A tied model's head is its embedding, unless the weight set stores a head beside it: transformers and llama.cpp
         compute with both then. It takes the embedding's place, which `finish` does not look at.
         """
         embedding, head = f"{self.family.embedding}.weight", f"{self.family.head}.weight"
-        own = {embedding: head} if self._tied and head in source.infos else {}
-        return {name: source.read(own.get(name, name)) for name in self.head_names()}
+        own = {embedding: head} if self._tied and head in infos else {}
+        return {name: own.get(name, name) for name in self.head_names()}
+
+    def read_head(self, source: TensorSource) -> dict[str, torch.Tensor]:
+        """What a weight set has for `head_names`."""
+        return {name: source.read(stored) for name, stored in self.head_tensors(source.infos).items()}
 
     def vocabulary(self) -> int:
         """Rows of the embedding."""

@@ -46,6 +46,14 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", help="Gates of a recipe file, or of a shipped one. [default: the artifact's own]"),
 ]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Let the shards of a baseline on the Hub come and go, two on the disk at a time. "
+        "[default: where the disk lacks room]",
+    ),
+]
 NoGates = Annotated[bool, typer.Option("--no-gates", help="Measure only; without it, gates by bits hold.")]
 KvContext = Annotated[int, typer.Option("--kv-context", min=1, help="Tokens of the KV cache in the memory table.")]
 Prompts = Annotated[
@@ -79,7 +87,7 @@ def check(
     baseline_answers: BaselineAnswers = False, tasks: Tasks = None, task_limit: TaskLimit = None,
     measure: Measure = False, runtime_python: RuntimePython = None, max_ppl_increase: MaxIncrease = None,
     max_kl: MaxKl = None, min_top1: MinTop1 = None, max_memory: MaxMemory = None, recipe: RecipeName = None,
-    no_gates: NoGates = False,
+    no_gates: NoGates = False, stream: Stream = None,
     kv_context: KvContext = 4096, dtype: Dtype = "auto", device: DeviceName = "auto", html: Html = None,
     markdown: Markdown = None, status: Status = False, dry_run: DryRun = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -101,9 +109,9 @@ def check(
     look_at_headers(baseline, artifacts)
     from quantkit.pipeline.check_job import CheckOptions, prepare
     from quantkit.quality.gates import limits_from, overridden, parse_limits
-    from quantkit.recipe import load_recipe, make_recipe
+    from quantkit.scheme import load_scheme
 
-    gates = make_recipe(load_recipe(recipe)).gates.model_dump() if recipe else None
+    gates = load_scheme(recipe).gates.model_dump() if recipe else None
     own = parse_limits(max_ppl_increase, max_kl, min_top1, max_memory)
 
     options = CheckOptions(
@@ -113,7 +121,7 @@ def check(
         tasks=tuple(name for name in (tasks or "").split(",") if name), task_limit=task_limit, measure=measure,
         runtime_python=runtime_python,
     )  # fmt: skip
-    job = prepare(artifacts, baseline, options)
+    job = prepare(artifacts, baseline, options, stream=stream)
     if dry_run:
         _show_budget(job, as_json)
     else:
@@ -169,11 +177,13 @@ def _show_budget(job: "CheckJob", as_json: bool) -> None:
 
     budget = job.budget.as_dict()
     if as_json:
-        print(json.dumps({"schema_version": 1, "windows": job.windows.rule, "tokens": job.windows.tokens, **budget}))
+        windows = {"windows": job.windows.rule, "tokens": job.windows.tokens}
+        print(json.dumps({"schema_version": 1, **windows, "streamed": job.beside is not None, **budget}))
         return
     rows = [
         ("weight sets", ", ".join(entry.name for entry in job.sets)),
         ("windows", f"{len(job.windows.ids)} {job.windows.rule}: {job.windows.tokens} tokens are scored"),
+        *([("baseline", "streamed: two shards at a time")] if job.beside else []),
         ("peak host memory", format_gib(budget["host_bytes"])),
         ("peak device memory", format_gib(budget["device_bytes"])),
         ("time", format_seconds(budget["seconds"])),

@@ -1,12 +1,14 @@
 """What quantization cost: artifacts beside their baseline, in one pass over the layers."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from quantkit.checkfile import SCHEMA_VERSION, write_check
 from quantkit.devices import reset_peak
 from quantkit.errors import QuantkitError
-from quantkit.lockstep import evaluate
+from quantkit.lockstep import Pass, evaluate, reads
 from quantkit.memory import peak_resident_bytes
 from quantkit.pipeline.answers import answers
 from quantkit.pipeline.check_job import CheckJob
@@ -15,7 +17,9 @@ from quantkit.pipeline.measure import measure
 from quantkit.pipeline.tasks import run_tasks
 from quantkit.plan.runtime import runtime_bytes
 from quantkit.progress import Progress, Silent
+from quantkit.runlock import locked
 from quantkit.versions import versions
+from quantkit.weights.streamed import StreamedSource
 
 
 def run(job: CheckJob, progress: Progress | None = None, write: bool = True) -> dict[str, Any]:
@@ -37,17 +41,8 @@ def run(job: CheckJob, progress: Progress | None = None, write: bool = True) -> 
     reset_peak()
     for note in job.notes:
         progress.say(f"note: {note}")
-    progress.start(len(job.skeleton.layers), 0)
-    try:
-        found = evaluate(
-            job.skeleton,
-            [entry.source for entry in job.sets],
-            job.windows,
-            progress.layer,
-            [entry.name for entry in job.sets],
-        )
-    finally:
-        progress.stop()
+    with _shards(job, progress):
+        found = _pass(job, progress)
     entries = [entry_of(job, number, found) for number in range(len(job.sets))]
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -63,6 +58,34 @@ def run(job: CheckJob, progress: Progress | None = None, write: bool = True) -> 
     if write:
         write_records(job, record, progress)
     return record
+
+
+@contextmanager
+def _shards(job: CheckJob, progress: Progress) -> Iterator[None]:
+    """While the baseline is read: its shards come and go where it is streamed; none is left, however it ends."""
+    source = job.baseline.source
+    if not isinstance(source, StreamedSource) or job.beside is None:
+        yield
+        return
+    with locked(job.beside) as protected:
+        if not protected:
+            progress.say(f"note: the file system of {job.beside} has no locks; start no second run there")
+        progress.say(f"streaming {job.baseline.name}: shards come and go in {job.beside}")
+        source.say = progress.say
+        try:
+            source.expect(reads(job.skeleton, source))
+            yield
+        finally:
+            source.remove()
+
+
+def _pass(job: CheckJob, progress: Progress) -> Pass:
+    progress.start(len(job.skeleton.layers), 0)
+    try:
+        sources, names = [entry.source for entry in job.sets], [entry.name for entry in job.sets]
+        return evaluate(job.skeleton, sources, job.windows, progress.layer, names)
+    finally:
+        progress.stop()
 
 
 def _beyond_the_pass(job: CheckJob, record: dict[str, Any], progress: Progress) -> None:

@@ -1,7 +1,10 @@
 """A check prepared: weight sets opened, text cut, costs predicted, and everything refused that can be."""
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from quantkit.quality.windows import Windows
 from quantkit.skeleton import Skeleton
 from quantkit.units import format_gib
 from quantkit.vocab.load import load_tokenizer
+from quantkit.weights.streamed import SHARD_FOLDER, StreamedSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,6 +40,7 @@ class CheckOptions:
     dtype: str = "auto"
     device: str = "auto"
     limits: Limits = field(default_factory=Limits)  # instead of the defaults by bits
+    limits_by_name: Mapping[str, Limits] = field(default_factory=dict)  # of single artifacts
     gated: bool = True
     kv_context: int = 4096  # tokens of the KV cache in the memory table
     prompts: str | None = None  # `default` or a JSONL file
@@ -65,6 +70,7 @@ class CheckJob:
     notes: tuple[str, ...]
     prompts: tuple[Prompt, ...] = ()
     tasks: Tasks | None = None
+    beside: Path | None = None  # the folder in which shards of the baseline come and go; None: all are here
 
     @property
     def sets(self) -> tuple[WeightSet, ...]:
@@ -72,23 +78,35 @@ class CheckJob:
         return (self.baseline, *self.artifacts)
 
 
-def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | None = None) -> CheckJob:
+def prepare(
+    artifacts: Sequence[str], baseline: str, options: CheckOptions | None = None, *, stream: bool | None = None
+) -> CheckJob:
     """Open everything, cut the text into windows and predict the costs; no weight is read.
 
     Args:
         artifacts: folders, GGUF files, or `org/name[@revision]`.
         baseline: the 16-bit checkpoint that they were made from.
         options: what is measured.
+        stream: let the shards of a baseline on the Hub come and go; None: where the disk does not hold them all.
 
     Raises:
+        UsageError: streaming is asked for with what takes several passes.
         QuantkitError: something does not open, or does not fit together.
     """
     options = options or CheckOptions()
+    if options.prompts or options.tasks or options.measure:
+        if stream:
+            raise UsageError(
+                "answers, tasks and measurements read the baseline several times: it cannot be streamed",
+                "leave --stream out, or --prompts, --tasks and --measure",
+            )
+        stream = False
     texts = tuple(evaluation_texts(options.text))
     prompts = tuple(load_prompts(options.prompts)) if options.prompts else ()
     tasks = open_tasks(options.tasks, options.task_limit) if options.tasks else None
     device = _device(options)
-    base, family, config = open_baseline(baseline)
+    beside = _beside(artifacts)
+    base, family, config = open_baseline(baseline, beside / SHARD_FOLDER, stream)
     skeleton = Skeleton(family, config, device.dtype, device.device)
     base = replace(base, weight_bytes=weight_bytes(base.source, family, skeleton.tied()))
     opened = tuple(open_artifact(reference, family, skeleton, base.source.infos) for reference in artifacts)
@@ -121,8 +139,19 @@ def prepare(artifacts: Sequence[str], baseline: str, options: CheckOptions | Non
     notes = (*overlaps(texts, opened), *other_vocabularies(tokenizer, opened))
     return CheckJob(
         options, base, opened, family, config, skeleton, tokenizer, texts, windows, prefix_ids(tokenizer), budget,
-        device, notes, prompts, tasks,
+        device, notes, prompts, tasks, beside if isinstance(base.source, StreamedSource) else None,
     )  # fmt: skip
+
+
+def _beside(artifacts: Sequence[str]) -> Path:
+    """The folder in which shards of a baseline may stand: of an artifact on the disk, else the working folder."""
+    for reference in artifacts:
+        with suppress(OSError, RuntimeError, ValueError):  # what is wrong with a name is said where it is opened
+            path = Path(reference).expanduser()
+            home = path if path.is_dir() else path.parent
+            if path.exists() and os.access(home, os.W_OK):
+                return home
+    return Path.cwd()
 
 
 def _device(options: CheckOptions) -> Device:

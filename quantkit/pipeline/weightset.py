@@ -16,12 +16,14 @@ from quantkit.formats.gguf_label import nominal_bits, type_label
 from quantkit.formats.gptq_source import DequantizedSource
 from quantkit.gguf_source import GgufSource
 from quantkit.hub.repository import needed_files
+from quantkit.pipeline.disk import is_streamed, refuse_full_disk
 from quantkit.pipeline.job import check_tensors
 from quantkit.skeleton import Skeleton
 from quantkit.tensors import TensorInfo, TensorSource
 from quantkit.weights.gguf_names import find_gguf, gguf_stem
 from quantkit.weights.hashes import file_hashes
 from quantkit.weights.source import Checkpoint
+from quantkit.weights.streamed import streamed, streamed_bytes
 
 TOKENS, IMATRIX_TEXT = "tokenizer.ggml.tokens", "quantize.imatrix.dataset"  # in GGUF files
 # Keys of config.json that change nothing about what a model computes.
@@ -74,8 +76,15 @@ class WeightSet:
         return file_hashes(self.folder, bound_files(self.path))
 
 
-def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
+def open_baseline(
+    reference: str, shards: Path = Path(), stream: bool | None = False
+) -> tuple[WeightSet, Family, dict[str, Any]]:
     """The 16-bit checkpoint that artifacts are compared with.
+
+    Args:
+        reference: a folder, or `org/name[@revision]`, which is downloaded unless it is streamed.
+        shards: where a streamed one's shards will stand while they are read.
+        stream: whether they come and go; None: where the disk does not hold them all.
 
     Returns:
         It, its family, and config.json as an artifact of it has it.
@@ -83,13 +92,18 @@ def open_baseline(reference: str) -> tuple[WeightSet, Family, dict[str, Any]]:
     Raises:
         QuantkitError: it cannot be opened, is quantized, or of an unknown architecture.
     """
-    checkpoint = open_checkpoint(reference)
+    checkpoint = open_checkpoint(reference, headers_only=True)
     if checkpoint.config.get("quantization_config") is not None:
         raise BadInputError(
             f"the baseline {reference} is itself quantized",
             "--baseline names the 16-bit checkpoint that the artifacts were made from",
         )
     family = family_of(checkpoint.config)
+    if is_streamed(checkpoint, shards, 0, stream):
+        refuse_full_disk(shards, streamed_bytes(checkpoint), "free some space there: two shards must stand at a time")
+        checkpoint = streamed(checkpoint, shards)
+    elif checkpoint.download_bytes:
+        checkpoint = open_checkpoint(f"{checkpoint.repo_id}@{checkpoint.commit}")
     return baseline_of(checkpoint, family), family, artifact_config(family, checkpoint.config)
 
 

@@ -34,6 +34,10 @@ class StreamedSource:
         folder: where shards stand while they are needed. Those that an earlier run left there are used again.
         fetch: brings a file to a path, whole and verified, or not at all.
         say: told of every shard that is fetched.
+
+    Attributes:
+        folder: as given.
+        say: as given; may be set before the first read.
     """
 
     def __init__(
@@ -43,8 +47,8 @@ class StreamedSource:
         fetch: Callable[[str, Path], None],
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.folder = folder
-        self._infos, self._fetch, self._say = infos, fetch, say
+        self.folder, self.say = folder, say
+        self._infos, self._fetch = infos, fetch
         self._files = sorted({info.file for info in infos.values()})
         # Of each shard, the reads to come: their places in the order, by tensor.
         self._awaited: dict[str, dict[int, str]] = {}
@@ -146,7 +150,7 @@ class StreamedSource:
         path = self.folder / file
         number = f"shard {self._files.index(file) + 1} of {len(self._files)}"
         if not path.exists():
-            self._say(f"fetching {number}: {file}")
+            self.say(f"fetching {number}: {file}")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._fetch(file, path)
         # Headers were read before without a proof; the file is proven now.
