@@ -186,6 +186,8 @@ def _publish(
         for note in job.notes:
             progress.say(note)
         published[folder] = run_push(job, progress)
+        if not published[folder]["changed"]:
+            progress.say(f"{one.repo_id} holds it already")
     return published
 
 

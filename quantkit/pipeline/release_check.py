@@ -45,7 +45,8 @@ def check_all(plan: ReleasePlan, device: str, progress: Progress) -> dict[str, V
     due = [one for one in plan.made if records[one.name] is None]
     if due:
         progress.say(f"checking {', '.join(one.name for one in due)}")
-        job = prepare([str(one.path) for one in due], plan.reference, options)
+        stream = True if plan.streamed else None
+        job = prepare([str(one.path) for one in due], plan.reference, options, stream=stream)
         found = run(job, progress)
         for one, entry in zip(due, found["artifacts"], strict=True):
             records[one.name] = {**found, "artifacts": [entry], "passed": entry["passed"]}

@@ -179,7 +179,7 @@ def _check(folder: Path, path: Path, hashes: Mapping[str, str]) -> dict[str, Any
         word, reason = "not checked", "not checked"
     else:
         word, reason = "void", found.reason.replace(f"{folder}/", "")
-    return {"model": path.resolve().name, "standing": word, "reason": reason}
+    return {"model": path.absolute().name, "standing": word, "reason": reason}
 
 
 def _tensors(readings: Sequence[Reading]) -> dict[str, int]:
