@@ -1,7 +1,6 @@
 """One file on its way to the Hub: its bytes counted, its errors named."""
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -20,6 +19,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from quantkit.errors import BadInputError, DiskError, NotFoundError
+from quantkit.weights.hashes import git_hash
 from quantkit.weights.remote import CLIENT_ERRORS
 
 GIT_BYTES = 2**24  # the Hub keeps no larger files in git
@@ -57,15 +57,10 @@ class LocalFile:
         path = folder / name
         try:
             stat = path.stat()
-            git_id = git_blob_id(path.read_bytes()) if stat.st_size <= GIT_BYTES else ""
+            git_id = git_hash(path.read_bytes()) if stat.st_size <= GIT_BYTES else ""
         except OSError as error:
             raise DiskError(f"cannot read {path}: {error.strerror}") from error
         return cls(name, path, stat.st_size, sha256, git_id, stat.st_mtime_ns)
-
-
-def git_blob_id(data: bytes) -> str:
-    """What git calls a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def operation(file: LocalFile) -> CommitOperationAdd:

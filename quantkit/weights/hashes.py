@@ -52,6 +52,11 @@ def has_hash(path: Path, oid: str, size: int, told: Callable[[int], None] = lamb
     return digest.hexdigest() == oid
 
 
+def git_hash(data: bytes) -> str:
+    """What git calls a file of this content: the sha1 of its length and its bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ from quantkit.hub import publish as publishing
 from quantkit.hub.publish import Difference, compare, publish
 from quantkit.hub.repository import resolve
 from quantkit.hub.target import look, make, tag
-from quantkit.hub.upload import git_blob_id
+from quantkit.weights.hashes import git_hash
 
 pytestmark = pytest.mark.usefixtures("hub_client")
 
@@ -203,7 +203,7 @@ def test_what_the_branch_holds_is_compared_by_content(loopback, tmp_path):
     loopback.add_repo("tester/other", other)
     assert not compare(resolve(REPO), wanted)
     assert [file.name for file in compare(resolve("tester/other"), wanted).new] == [SHARDS[0], "config.json"]
-    assert git_blob_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
+    assert git_hash(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
 
 
 def test_tags_are_read_back(loopback, tmp_path, quick):
