@@ -19,7 +19,8 @@ def preflight(jobs: Sequence[Job], beside: int = 0) -> None:
 
     Args:
         jobs: of one checkpoint.
-        beside: host memory that something else holds meanwhile.
+        beside: host memory of activations that a check in the same pass holds meanwhile; of a streamed base they are
+            also kept on the disk, and stand there twice while they are replaced.
 
     Raises:
         BadInputError: an output folder holds something else.
@@ -28,7 +29,7 @@ def preflight(jobs: Sequence[Job], beside: int = 0) -> None:
     """
     for job in jobs:
         check_folder(job.output)
-    _check_disk(jobs)
+    _check_disk(jobs, 2 * beside if jobs[0].streamed else 0)
     needed, available = host_bytes(jobs) + beside, available_bytes()
     if needed > available:
         activations = sum(job.budget.activation_bytes for job in jobs)
@@ -53,7 +54,7 @@ def host_bytes(jobs: Sequence[Job]) -> int:
     return largest.budget.host_bytes + sum(job.budget.activation_bytes for job in jobs if job is not largest)
 
 
-def _check_disk(jobs: Sequence[Job]) -> None:
+def _check_disk(jobs: Sequence[Job], kept: int) -> None:
     first = jobs[0]
     checkpoint = first.checkpoint
     wants = []
@@ -66,7 +67,7 @@ def _check_disk(jobs: Sequence[Job]) -> None:
         fetched, where = streamed_bytes(checkpoint) - sum(path.stat().st_size for path in here), first.output
     else:
         fetched, where = checkpoint.download_bytes, checkpoint.folder
-    wants.append((where, fetched))
+    wants += [(where, fetched), (first.output, kept)]
     missing = missing_bytes(wants)
     if not missing:
         return
