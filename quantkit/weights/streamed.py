@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,10 @@ if TYPE_CHECKING:  # a GGUF conversion streams without torch
 
 HELD_SHARDS = 2  # the one at work and the next
 SHARD_FOLDER = ".source.partial"  # beside the artifact: on the disk that was looked at
+
+
+class Stopped(Exception):
+    """Ends a fetch whose source was closed; what has come stays."""
 
 
 class StreamedSource:
@@ -129,8 +132,17 @@ class StreamedSource:
         with self._lock:
             return self._infos[name].file in self._coming
 
+    def go_on(self, count: int) -> None:
+        """Told by `fetch` of bytes as they come.
+
+        Raises:
+            Stopped: nobody waits for them any more.
+        """
+        if self._closed:
+            raise Stopped
+
     def close(self) -> None:
-        """Wait for a fetch that is on its way; what was fetched stays for the next run."""
+        """End a fetch that is on its way; what was fetched stays for the next run."""
         with self._lock:
             self._closed = True
             self._awaited.clear()
@@ -230,8 +242,12 @@ def streamed(checkpoint: Checkpoint, folder: Path, say: Callable[[str], None] = 
             f"{checkpoint.repo_id} cannot be streamed: the headers of its weights are known only after a download",
             "give --no-stream",
         )
+
+    def fetch(file: str, path: Path) -> None:
+        fetch_file(headers.snapshot, file, path, source.go_on)
+
     own = folder / headers.snapshot.commit  # another commit's shards have the same names
-    source = StreamedSource(headers.infos, own, partial(fetch_file, headers.snapshot), say)
+    source = StreamedSource(headers.infos, own, fetch, say)
     return replace(checkpoint, source=source)
 
 

@@ -26,10 +26,11 @@ from quantkit.pipeline.job import prepare
 from quantkit.pipeline.look import look_for_gguf
 from quantkit.progress import Silent
 from quantkit.recipe import Calibration, make_recipe
-from quantkit.weights.streamed import SHARD_FOLDER
+from quantkit.weights.streamed import SHARD_FOLDER, Stopped, StreamedSource
 
 published, each_fetch, fetched = streams.published, streams.each_fetch, streams.fetched
 TEXT = Calibration(samples=2, sequence_length=32)
+SOME_BYTES = 100_000  # of a shard
 WIDE = {"hidden_size": 64, "num_hidden_layers": 6}
 
 
@@ -241,6 +242,31 @@ def test_a_network_that_goes_away_keeps_what_is_finished(published, loopback, sm
     assert not list(out.glob("*.gguf"))
     loopback.faults.clear()
     assert same_bytes(made(out, "Q8_0"), tmp_path, "Q8_0")
+
+
+def test_what_had_come_of_a_shard_is_not_fetched_again(published, loopback, tmp_path, monkeypatch):
+    """Ctrl-C does not wait for the shard that is on its way."""
+    folder = sharded(tmp_path / "model", 2, hidden_size=256)
+    files, out, before = published(folder), tmp_path / "out", StreamedSource.go_on
+
+    def go_on(self, count):
+        if sum(path.stat().st_size for path in out.rglob(".*.partial") if path.is_file()) > SOME_BYTES:
+            self._closed = True  # as `close` does
+        before(self, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamedSource, "go_on", go_on)
+        with pytest.raises(Stopped):
+            made(out, "Q8_0")
+    first = min(files)
+    (begun,) = (out / SHARD_FOLDER).rglob(f".{first}.*.partial")
+    kept = begun.stat().st_size
+    assert SOME_BYTES < kept < files[first]
+    checkpoint = look_for_gguf(REPO)
+    loopback.log.clear()
+    result = made(out, "Q8_0", checkpoint=checkpoint)
+    assert downloaded(loopback, files)[first] * files[first] < files[first] - kept + 2000  # and a redirect
+    assert same_bytes(result, tmp_path, "Q8_0")
 
 
 def test_a_folder_cannot_be_streamed(small, tmp_path):
