@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import streams
+import torch
 from processes import contents
 from streams import LAYERS, REPO, SHARDS, Watched, downloaded, sharded
 
@@ -160,3 +161,16 @@ def test_a_network_that_goes_away_keeps_what_is_finished(published, loopback, sm
     loopback.faults.clear()
     run(job_of(output))
     assert weights(output) == weights(local)
+
+
+def test_bin_shards_are_streamed_as_well(loopback, hub_client, sources, tmp_path):
+    source = sources("llama", dtype=torch.bfloat16, layout="bin-sharded")
+    loopback.add_repo(REPO, {path.name: path for path in source.iterdir()})
+    job = job_of(tmp_path / "out")
+    assert job.streamed
+    loopback.log.clear()
+    run(job)
+    for path in source.glob("*.bin"):
+        assert sum(request.sent for request in loopback.find(path.name, method="GET")) < 1.01 * path.stat().st_size
+    run(prepare(str(source), make_recipe(RECIPE), output=tmp_path / "local", device="cpu"))
+    assert weights(tmp_path / "out") == weights(tmp_path / "local")
