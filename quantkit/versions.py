@@ -1,5 +1,6 @@
 """Versions of what decides the bytes of an artifact."""
 
+import functools
 import importlib.metadata
 import platform
 
@@ -8,7 +9,7 @@ LIBRARIES = ("quantkit", "torch", "transformers", "numba", "numpy", "safetensors
 
 def version() -> str:
     """Quantkit's own version."""
-    return importlib.metadata.version("quantkit")
+    return _installed("quantkit")
 
 
 def newest(*numbers: str) -> str:
@@ -18,4 +19,10 @@ def newest(*numbers: str) -> str:
 
 def versions() -> dict[str, str]:
     """Python and the libraries by name."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: _installed(name) for name in LIBRARIES}
+
+
+@functools.cache
+def _installed(name: str) -> str:
+    """A library's version; its metadata take milliseconds to read, and a run states them several times."""
+    return importlib.metadata.version(name)

@@ -5,6 +5,8 @@ import os
 import pytest
 import tiny
 
+from quantkit.vocab.corpus import corpus
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread(one_thread):
@@ -17,6 +19,14 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)
         patch.setattr(os, "fdatasync", lambda _descriptor: None, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_proof():
+    """Tokenizers are compared on eight texts; on all of them in test_tokenizers.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantkit.vocab.proof.corpus", lambda special: corpus(special)[:8])
         yield
 
 

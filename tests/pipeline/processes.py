@@ -1,7 +1,6 @@
 """The command line in processes of its own, forked in milliseconds from one that has everything imported."""
 
 import contextlib
-import functools
 import json
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ from faults import Fault, Steps
 
 from quantkit.cli import _run, main
 from quantkit.manifest import MANIFEST_FILE
-from quantkit.versions import versions
 from quantkit.vocab.corpus import corpus
 
 TIMED = ("run.json", "layers.jsonl")  # files that say how long it took
@@ -43,12 +41,10 @@ def tiny_source(folder: Path) -> Path:
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what costs time and is not tried here: no power is cut, and the same versions and tokenizer
-    are looked at in every run."""
+    """Leave out what costs time and is not tried here: no power is cut, and it is the same tokenizer in every run."""
     patch.setattr(os, "fsync", lambda _descriptor: None)
     patch.setattr(os, "fdatasync", lambda _descriptor: None)
     patch.setattr("quantkit.pipeline.machine.measure_rate", lambda *_: 1e11)
-    patch.setattr("quantkit.pipeline.gptq.versions", functools.cache(versions))
     patch.setattr("quantkit.vocab.proof.corpus", lambda special: corpus(special)[:8])
 
 

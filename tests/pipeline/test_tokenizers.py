@@ -23,6 +23,11 @@ RTN = {"method": "rtn", "scales": "minmax"}
 CHAT = [{"role": "user", "content": "67 x 39?"}, {"role": "assistant", "content": "2613"}]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_proof():
+    """All texts: here it is what is tried."""
+
+
 def without_template(folder):
     config = read_json(folder / "tokenizer_config.json")
     del config["chat_template"]
