@@ -70,11 +70,13 @@ def overlaps(texts: Sequence[EvaluationText], artifacts: Sequence[WeightSet]) ->
     """Sentences about evaluation text that an artifact was calibrated with."""
     notes = []
     for artifact in artifacts:
-        names = artifact.calibrated_with
-        documents = _calibration_documents(names)
+        by_name = {name: _documents_of(name) for name in artifact.calibrated_with}
+        documents = [document for found in by_name.values() for document in found]
+        # Shipped sets for both purposes have the same names and no text in common: what can be read is compared.
+        unread = [name.rpartition(":")[0] or name for name, found in by_name.items() if not found]
         for text in texts:
             share = overlap(text.text, documents)
-            if text.name in [name.rpartition(":")[0] or name for name in names]:
+            if text.name in unread:
                 notes.append(f"{artifact.name} was calibrated with a text of the name {text.name}: its figures flatter")
             elif share > OVERLAP:
                 notes.append(
@@ -112,15 +114,11 @@ def _spaced(token: str) -> str:
     return token.replace("\u2581", " ").replace("\u0120", " ")
 
 
-def _calibration_documents(names: Sequence[str]) -> list[str]:
-    """What can be read again without the network: shipped sets, and files that lie where they lay."""
-    documents: list[str] = []
-    for name in names:
-        try:
-            sets = text_sets(Calibration(text=(name,)))
-        except QuantkitError:
-            continue
-        for text_set in sets:
-            if text_set.local:
-                documents += [document for document in text_set.documents() if isinstance(document, str)]
-    return documents
+def _documents_of(name: str) -> list[str]:
+    """A calibration set that can be read without the network: a shipped one, or a file that lies where it lay."""
+    try:
+        sets = text_sets(Calibration(text=(name,)))
+    except QuantkitError:
+        return []
+    local = [text_set for text_set in sets if text_set.local]
+    return [document for text_set in local for document in text_set.documents() if isinstance(document, str)]
