@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,16 @@ def _open(folder: Path, path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if isinstance(error, FileExistsError) and _is_folder_or_gone(folder):  # it went while mkdir looked at it
+            return None
         raise DiskError(f"cannot create {path}: {error.strerror}", "choose another --out") from error
+
+
+def _is_folder_or_gone(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _lock(descriptor: int, folder: Path) -> bool:

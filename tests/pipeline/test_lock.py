@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import SimpleNamespace
 
 import processes
@@ -41,7 +42,7 @@ def one_of_eight(_log, folder, source, go):
 
     before = pipeline.preflight
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "preflight", lambda job: (go.wait(), before(job)))
+        patch.setattr(pipeline, "preflight", lambda *given: (go.wait(), before(*given)))
         gptq(folder, source)
 
 
@@ -129,7 +130,7 @@ def test_the_lock_of_a_run_that_was_killed_is_taken_over(source, whole, tmp_path
 
 def test_of_many_who_come_and_go_one_at_a_time_holds_the_folder(tmp_path):
     folder = tmp_path / "out"
-    inside, most, entered = [], [], []
+    inside, most, entered, failed = [], [], [], []
 
     def come_and_go():
         while len(entered) < 100:
@@ -142,15 +143,41 @@ def test_of_many_who_come_and_go_one_at_a_time_holds_the_folder(tmp_path):
                     inside.pop()
             except BadInputError:
                 continue
+            except DiskError as error:
+                failed.append(error)
+                return
 
     threads = [threading.Thread(target=come_and_go) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(HANG_SECONDS)
+    assert failed == []
     assert max(most) == 1
     assert len(entered) >= 100
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """mkdir finds it, and then looks whether it is a folder: another run has removed it meanwhile."""
+    before, calls = Path.mkdir, []
+
+    def mkdir(folder, **given):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        before(folder, **given)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with locked(tmp_path / "out") as protected:
+        assert protected
+    assert calls == [tmp_path / "out"] * 2
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_at_once(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(DiskError, match="File exists"), locked(tmp_path / "out"):
+        pass
 
 
 def test_a_lock_file_that_lost_its_name_is_not_taken(tmp_path, monkeypatch):
