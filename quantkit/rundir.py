@@ -48,6 +48,26 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def says_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    return _finished_record(folder) is not None
+
+
+def is_finished(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """The same of a run with these inputs."""
+    record = _finished_record(folder)
+    return record is not None and record.get("fingerprint") == json.loads(json.dumps(fingerprint))
+
+
+def _finished_record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    ended = isinstance(record, dict) and record.get("status") == "finished" and (folder / CONFIG_FILE).exists()
+    return record if ended else None
+
+
 class RunFolder:
     """The output folder of one run, which must hold its lock.
 

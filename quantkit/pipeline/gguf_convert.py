@@ -13,7 +13,7 @@ from quantkit.formats.mixture_tables import FTYPES
 from quantkit.formats.mixtures import ftype_named
 from quantkit.memory import resident_bytes
 from quantkit.pipeline.gguf import Result, run
-from quantkit.pipeline.gguf_files import present, source_identity
+from quantkit.pipeline.gguf_files import is_finished, present, source_identity
 from quantkit.pipeline.gguf_job import GgufJob, GgufOptions, preflight, prepare
 from quantkit.pipeline.gguf_model import GgufModel, open_model
 from quantkit.progress import Progress
@@ -105,8 +105,11 @@ def convert(
     job = _prepared(model, options, promised, stream)
     for note in job.notes:
         progress.say(f"note: {note}")
-    preflight(job, present(job))
-    if checkpoint.download_bytes:
+    # Of files that are finished nothing is read; whether an imatrix has to be collected is known later.
+    open_files = restart or wish.where == AUTO or not is_finished(job, promised.record)
+    if open_files:
+        preflight(job, present(job))
+    if checkpoint.download_bytes and open_files:
         job = _with_weights(job, promised, progress)
     source = job.model.checkpoint.source
     with closing(source) if isinstance(source, StreamedSource) else nullcontext():

@@ -113,6 +113,12 @@ def finished_record(job: GgufJob, output: Output, inputs: dict[str, Any]) -> dic
     return known if whole else None
 
 
+def is_finished(job: GgufJob, about_imatrix: dict[str, Any] | None) -> bool:
+    """Whether every output is there, made from the job's inputs."""
+    inputs = fingerprint(job, about_imatrix)
+    return all(finished_record(job, output, inputs) for output in job.outputs)
+
+
 def fingerprint(job: GgufJob, about_imatrix: dict[str, Any] | None) -> dict[str, Any]:
     """Every input that decides the bytes, by a name that a person understands; types and names are in the header.
 

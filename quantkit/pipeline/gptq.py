@@ -8,25 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.calibration import CalibrationTokens, build_tokens
+from quantkit.calibration import CalibrationTokens
 from quantkit.checkfile import bound_files
 from quantkit.checkpoint import open_checkpoint
 from quantkit.devices import reset_peak
 from quantkit.formats.gptq_config import quantization_config
+from quantkit.pipeline.calibration_sets import calibration_sets
 from quantkit.pipeline.costs import Cost, Meter, total
 from quantkit.pipeline.gptq_imatrix import GptqImatrix
 from quantkit.pipeline.gptq_pass import GptqPass
-from quantkit.pipeline.job import Job, fingerprint, prepare, sample_length
+from quantkit.pipeline.job import Job, fingerprint, prepare
 from quantkit.pipeline.memo import Memo
 from quantkit.pipeline.output import ArtifactWriter, config_text, copy_side_files, is_whole, write_descriptions
 from quantkit.pipeline.preflight import preflight
 from quantkit.pipeline.provenance import write_gptq_manifest
 from quantkit.pipeline.record import run_record
-from quantkit.pipeline.tokenizer import RunTokenizer, Tokenizer, open_tokenizer
+from quantkit.pipeline.tokenizer import RunTokenizer, open_tokenizer
 from quantkit.plan.order import reading_order
 from quantkit.plan.rows import DTYPE_OPTION
 from quantkit.progress import Progress, Silent
-from quantkit.rundir import RunFolder, check_folder
+from quantkit.rundir import RunFolder, check_folder, is_finished, says_finished
 from quantkit.runlock import locked
 from quantkit.units import format_bytes
 from quantkit.versions import version, versions
@@ -121,7 +122,10 @@ def _run(
     jobs: list[Job], progress: Progress, restart: bool, imatrix: Path | None, check: "SamePassCheck | None"
 ) -> list[Result]:
     meter = Meter(jobs[0].device.device)
-    preflight(jobs, check.budget.activation_bytes if check else 0)
+    beside = check.budget.activation_bytes if check else 0
+    open_jobs = [job for job in jobs if restart or not says_finished(job.output)]
+    if open_jobs:
+        preflight(open_jobs, beside)
     calibrating = next((job for job in jobs if job.recipe.method == "gptq"), jobs[0])
     importance = GptqImatrix(imatrix, calibrating) if imatrix else None
     read = [open_tokenizer(job) for job in jobs]
@@ -129,18 +133,27 @@ def _run(
         progress.say(note)
     for carried in {carried.unread: carried for _, carried in read if carried.unread}.values():
         progress.say(f"note: {carried.unread}; it is copied unread")
-    fetched = _with_weights(jobs, progress)
+    if any(not job.checkpoint.source.infos for job in jobs):  # bare pickles: what they hold is known from the files
+        jobs = _with_weights(jobs, progress)
     reset_peak()
+    tokens = calibration_sets(jobs, [tokenizer for tokenizer, _ in read], progress)
+    inputs = [fingerprint(job, one.sha256 if one else None, versions()) for job, one in zip(jobs, tokens, strict=True)]
+    whole = [
+        is_finished(job.output, told) and is_whole(job.checkpoint, job.plan, job.output, carried.files)
+        for job, told, (_, carried) in zip(jobs, inputs, read, strict=True)
+    ]
+    fetched = jobs
+    if restart or not all(whole):
+        preflight([job for job, done in zip(jobs, whole, strict=True) if restart or not done], beside)
+        fetched = _with_weights(jobs, progress)
     makings = []
-    for job, asked, (tokenizer, carried) in zip(fetched, jobs, read, strict=True):
-        tokens = _calibration_tokens(job, tokenizer, progress) if job.recipe.method == "gptq" else None
-        inputs = fingerprint(job, tokens.sha256 if tokens else None, versions())
-        folder = RunFolder(job.output, inputs, restart=restart)
-        if folder.complete and not is_whole(job.checkpoint, job.plan, job.output, carried.files):
+    for number, job in enumerate(fetched):
+        folder = RunFolder(job.output, inputs[number], restart=restart)
+        if folder.complete and not whole[number]:
             progress.say(f"{job.output} was finished, but a file is gone; making it again")
             folder.reopen()
-        own = importance if asked is calibrating else None
-        makings.append(_Making(job, tokens, carried, inputs, folder, own))
+        own = importance if jobs[number].output == calibrating.output else None
+        makings.append(_Making(job, tokens[number], read[number][1], inputs[number], folder, own))
     del read
     source = fetched[0].checkpoint.source
     with closing(source) if isinstance(source, StreamedSource) else nullcontext():
@@ -167,20 +180,6 @@ def _with_weights(jobs: list[Job], progress: Progress) -> list[Job]:
     return [
         prepare(pinned, job.recipe, output=job.output, device=str(job.device.device), strict=job.strict) for job in jobs
     ]
-
-
-def _calibration_tokens(job: Job, tokenizer: Tokenizer, progress: Progress) -> CalibrationTokens:
-    vocabulary = job.plan.row(f"{job.family.embedding}.weight").source.shape[0]
-    length = sample_length(job.recipe, job.config)
-    tokens = build_tokens(job.recipe.calibration, tokenizer, vocabulary, length)
-    samples, length = tokens.ids.shape
-    progress.say(f"calibration: {samples} x {length} tokens from {', '.join(name for name, _ in tokens.sets)}")
-    if samples < tokens.asked_samples:
-        progress.say(
-            f"calibration: the text holds {samples} of the {tokens.asked_samples} samples asked for; "
-            "for a large model give more, such as --calibration c4"
-        )
-    return tokens
 
 
 def _make(makings: list[_Making], meter: Meter, progress: Progress, check: "SamePassCheck | None") -> None:

@@ -13,7 +13,7 @@ from quantkit.calibration import CalibrationTokens
 from quantkit.cli import _run
 from quantkit.devices import Device
 from quantkit.errors import BadInputError, UsageError
-from quantkit.pipeline import gptq, gptq_imatrix
+from quantkit.pipeline import calibration_sets, gptq, gptq_imatrix
 from quantkit.weights.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 
 CPU = Device(torch.device("cpu"), torch.float32, "to be exact")
@@ -29,13 +29,13 @@ def passes(monkeypatch) -> list[int]:
 def tokens(monkeypatch) -> list[CalibrationTokens]:
     """What GPTQ runs read."""
     seen: list[CalibrationTokens] = []
-    build = gptq.build_tokens
+    build = calibration_sets.build_tokens
 
     def building(*arguments):
         seen.append(build(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(gptq, "build_tokens", building)
+    monkeypatch.setattr(calibration_sets, "build_tokens", building)
     return seen
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_a_release_is_made_published_and_not_made_again(loopback, hub_client, qu
     assert loopback.token not in err + out
     assert not [path for path in folder.rglob("*") if path.is_file() and loopback.token.encode() in path.read_bytes()]
     assert not [one for one in loopback.requests if one.origin == "cdn" and one.authorized]
+
+
+def test_what_is_finished_needs_no_weights_of_the_base(loopback, hub_client, quantkit, tmp_path):
+    """As on a runner that has kept the folder and not the cache."""
+    publish_base(loopback, tmp_path / "source")
+    file, folder = write_release(tmp_path / "files", push=False), tmp_path / "out"
+    assert quantkit("release", file, "--out", folder)[0] == 0
+    whole = {name: files_of(folder / name) for name in FOLDERS}
+    shutil.rmtree(tmp_path / "cache")
+    loopback.log.clear()
+    code, _, err = quantkit("release", file, "--out", folder)
+    assert code == 0, err
+    assert not [one for one in loopback.find("model.safetensors", method="GET") if one.range is None]
+    assert {name: files_of(folder / name) for name in FOLDERS} == whole
 
 
 def test_a_release_killed_at_random_moments_ends_as_one_that_was_not(loopback, hub_client, server, tmp_path):
