@@ -6,7 +6,7 @@ positions, sliding window); no family needs forward code of its own and no remot
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from quantkit.errors import BadInputError
 from quantkit.families.checks import refusal
 from quantkit.families.family import Family
+from quantkit.recording import InputReached, Recorder, parameters_on_meta
 from quantkit.tensors import TensorInfo, TensorSource
 
 # What transformers raises for configurations that make no sense.
@@ -209,7 +210,7 @@ class Skeleton:
         Returns:
             Hidden states before the first layer [batch, sequence, hidden], and each layer's call.
         """
-        recorders = [_Recorder(layer) for layer in self.layers]
+        recorders = [Recorder(layer) for layer in self.layers]
         recorders[-1].is_end = True  # the norm behind it may be on meta: it may lie in a shard that is not here yet
         with self._replaced_layers(recorders), suppress(InputReached):
             self.model.base_model(**inputs)
@@ -235,14 +236,14 @@ class Skeleton:
         Returns:
             Logits [batch, sequence, vocabulary].
         """
-        passes = [_Recorder(layer) for layer in self.layers]
+        passes = [Recorder(layer) for layer in self.layers]
         passes[0].replacement = hidden.to(self.device)
         with self._replaced_layers(passes):  # with embeddings given, the embedding itself may be empty
             logits: torch.Tensor = self.model(inputs_embeds=passes[0].replacement, use_cache=False).logits
         return logits
 
     @contextmanager
-    def _replaced_layers(self, replacements: list["_Recorder"]) -> Iterator[None]:
+    def _replaced_layers(self, replacements: list["Recorder"]) -> Iterator[None]:
         real = list(self.layers)
         try:
             for index, replacement in enumerate(replacements):
@@ -251,64 +252,3 @@ class Skeleton:
         finally:
             for index, layer in enumerate(real):
                 self.layers[index] = layer
-
-
-class _Recorder(nn.Module):
-    """Stands in for a decoder layer: notes its arguments and hands the hidden states on."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer  # not a submodule
-        self.hidden: torch.Tensor = torch.empty(0)
-        self.replacement: torch.Tensor | None = None
-        self.is_end = False
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  transformers reads e.g. attention_type
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-        self.hidden, self.args, self.kwargs = hidden_states, args, kwargs
-        if self.is_end:
-            raise InputReached
-        return hidden_states if self.replacement is None else self.replacement
-
-
-class InputReached(Exception):
-    """Ends a forward at the input that was waited for: the rest of the layer is not needed."""
-
-
-@contextmanager
-def stop_at(module: nn.Module, receive: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Hand the module's input to `receive` and raise InputReached instead of computing on."""
-
-    def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        receive(inputs[0])
-        raise InputReached
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within the block every parameter that a module registers is moved to the meta device at once."""
-    original = nn.Module.register_parameter
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        original(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ ROOT = Path(quantkit.__file__).parent
 # From the lowest to the highest; rooms of one level do not import one another.
 LEVELS = (
     {"tensors", "dtypes", "errors", "units", "versions", "signals", "memory", "strict_yaml"},
-    {"weights", "recipe", "distributed", "devices", "texts"},
+    {"weights", "recipe", "distributed", "devices", "texts", "recording"},
     {"methods", "formats", "families", "rundir", "runlock", "hub", "quality", "checkfile", "manifest", "basecard"},
     {"vocab", "scheme"},
     {"plan", "skeleton", "report", "checkpoint", "lockstep", "generate", "progress", "calibration", "release_file"},

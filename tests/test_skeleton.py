@@ -10,7 +10,8 @@ from tiny import OWN, SHAPE, VARIANTS, make_model, token_ids
 
 from quantkit.errors import BadInputError
 from quantkit.families.lookup import family_of
-from quantkit.skeleton import InputReached, Skeleton, stop_at
+from quantkit.recording import InputReached, stop_at
+from quantkit.skeleton import Skeleton
 from quantkit.vocab.load import load_tokenizer
 from quantkit.weights.source import open_folder
 

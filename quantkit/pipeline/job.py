@@ -13,6 +13,7 @@ from quantkit.dtypes import DTYPE_NAMES
 from quantkit.errors import BadInputError, UsageError
 from quantkit.families.checks import check_model_type
 from quantkit.families.family import Family
+from quantkit.families.layers import required
 from quantkit.families.lookup import artifact_config, family_of
 from quantkit.formats.runtimes import Layout, check_targets, layout_of, runtime_table
 from quantkit.pipeline.disk import is_streamed
@@ -176,17 +177,7 @@ def check_tensors(family: Family, skeleton: Skeleton, infos: Mapping[str, Tensor
     if head in infos:  # tied checkpoints may carry the head nevertheless
         expected |= {head: expected[family.embedding + ".weight"]}
     for name, shape in expected.items():
-        if name not in infos:
-            packed = next((found for found in infos if found.endswith((".qweight", ".weight_packed"))), None)
-            hint = f"it holds {packed}: start from the 16-bit checkpoint that it was made from" if packed else None
-            raise BadInputError(f"tensor {name} {list(shape)} is missing from the checkpoint", hint)
-        found = infos[name]
-        if found.shape != shape:
-            raise BadInputError(
-                f"tensor {name} in {found.file} is {list(found.shape)}, config.json asks for {list(shape)}"
-            )
-        if found.dtype not in ("F64", "F32", "F16", "BF16"):
-            raise BadInputError(f"tensor {name} in {found.file} is {found.dtype}, expected F32, F16 or BF16")
+        required(infos, name, shape)
     for name in sorted(infos.keys() - expected.keys()):
         if not any(Path(name).match(pattern) for pattern in family.dropped):
             where = f" of {len(skeleton.layers)}" if layer_of(family, name) is not None else ""

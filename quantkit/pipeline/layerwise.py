@@ -14,7 +14,8 @@ from quantkit.methods.hessian import HessianSum
 from quantkit.pipeline.memo import Memo
 from quantkit.plan.budget import BATCH_TOKENS
 from quantkit.plan.rows import Stage
-from quantkit.skeleton import InputReached, LayerCall, Skeleton, stop_at
+from quantkit.recording import InputReached, stop_at
+from quantkit.skeleton import LayerCall, Skeleton
 from quantkit.tensors import QuantizedWeight, TensorSource
 
 LARGE_STAGE = 2**21  # weights of a stage from which freed memory goes back before and after the solver
