@@ -75,7 +75,9 @@ def test_503_of_the_hub_is_retried_and_not_of_the_cdn(loopback, download):
     ]
 
 
-@pytest.mark.parametrize(("retry_after", "wait"), [(7, [8.0]), (http_date(7), [1]), (None, [1])])
+@pytest.mark.parametrize(
+    ("retry_after", "wait"), [(7, [8.0]), (http_date(7), [1]), (None, [1])], ids=["seconds", "date", "nothing"]
+)
 def test_429_is_retried_and_a_date_is_not_read(loopback, download, waits, retry_after, wait):
     loopback.fail(SHARD, 429, origin="cdn", retry_after=retry_after)
     assert download().read_bytes() == WEIGHTS
