@@ -39,6 +39,25 @@ ROPE_NUMBERS = (
     "beta_slow", "attention_factor", "partial_rotary_factor",
 )  # fmt: skip
 LARGEST_ROPE_FACTOR = 2**20
+# What transformers computes, with the settings that each takes; "su" and "mrope" are older names.
+ROPE_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "proportional": (),
+    "su": ("short_factor", "long_factor"),
+    "mrope": (),
+}
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu",
+    "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu",
+)  # fmt: skip
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "use_bias")
 DTYPE_KEYS = ("torch_dtype", "dtype")
 DTYPE_CHOICES = ("auto", "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _HINT = "compare it with the config.json that the checkpoint was published with"
@@ -63,6 +82,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if rope is not None and not isinstance(rope, dict):
             raise _bad(key, rope, "an object or null")
         _check_rope(key, rope or {})
+    _check_choices(config)
     padding, vocabulary = config.get("pad_token_id"), config.get("vocab_size", LARGEST["vocab_size"])
     if type(padding) is int and padding >= vocabulary:
         raise _bad("pad_token_id", padding, f"an id below vocab_size {vocabulary}")
@@ -135,8 +155,27 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise _bad(key, value, "a number above 0")
 
 
+def _check_choices(config: Mapping[str, Any]) -> None:
+    """Words and switches that transformers' own classes would refuse, or not know."""
+    for key in ACTIVATION_KEYS:
+        found = config.get(key)
+        if found is not None and found not in ACTIVATIONS:
+            raise _bad(key, found, "silu, gelu or another activation that transformers knows")
+    for key in SWITCHES:
+        if config.get(key) is not None and not isinstance(config[key], bool):
+            raise _bad(key, config[key], "true or false")
+    labels = config.get("id2label")
+    if labels is not None and not (isinstance(labels, dict) and all(str(number).isdecimal() for number in labels)):
+        raise _bad("id2label", labels, "labels by their numbers")
+
+
 def _check_rope(path: str, rope: Mapping[str, Any]) -> None:
     """Rotary settings, also those that stand one level deeper, by kind of layer."""
+    key, kind = next(((key, rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None), ("", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_NEEDS:
+        raise _bad(f"{path}.{key}", kind, ", ".join(list(ROPE_NEEDS)[:6]))
+    if lacking := [need for need in ROPE_NEEDS[kind] if rope.get(need) is None]:
+        raise _bad(path, rope, f"{lacking[0]} beside {key} {kind!r}")
     for key, value in rope.items():
         where = f"{path}.{key}"
         if isinstance(value, dict):

@@ -10,6 +10,7 @@ COHERE = Family(
     name="cohere",
     architectures=("CohereForCausalLM",),
     model_class="CohereForCausalLM",
+    model_type="cohere",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     ends=PARALLEL,

@@ -8,6 +8,7 @@ COHERE2 = Family(
     name="cohere2",
     architectures=("Cohere2ForCausalLM",),
     model_class="Cohere2ForCausalLM",
+    model_type="cohere2",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     ends=PARALLEL,

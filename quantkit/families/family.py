@@ -29,11 +29,13 @@ class Family:
     name: str
     architectures: tuple[str, ...]  # values of `architectures[0]` in config.json that are read so
     model_class: str  # the transformers class that computes it, and that the artifact names
+    model_type: str  # what config.json of the artifact says of that class
     stages: tuple[tuple[str, ...], ...]  # names inside one decoder layer
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
+    final_norm: str | None = "model.norm"  # None: it has no weights
     ends: tuple[End, ...] = (
         End("self_attn", "self_attn.o_proj", ("input_layernorm",)),
         End("mlp", "mlp.down_proj", ("post_attention_layernorm",)),
@@ -41,6 +43,8 @@ class Family:
     # Linears that have a bias where this key of config.json is true; under "" those that always have one. Only what
     # is missing is found out sooner by it: transformers' own model has the last word.
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    # Norms of queries and keys inside a layer, and what they are as long as: `head`, `queries` or `keys`.
+    head_norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     # Where transformers has no fused attention for the class: what one attention score takes at the peak,
     # in bytes, by the bytes of the compute dtype.
     score_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))

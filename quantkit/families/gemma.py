@@ -7,6 +7,7 @@ GEMMA = Family(
     name="gemma",
     architectures=("GemmaForCausalLM",),
     model_class="GemmaForCausalLM",
+    model_type="gemma",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     first_transformers="4.38",

@@ -13,6 +13,7 @@ GEMMA2 = Family(
     name="gemma2",
     architectures=("Gemma2ForCausalLM",),
     model_class="Gemma2ForCausalLM",
+    model_type="gemma2",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     ends=SANDWICHED,

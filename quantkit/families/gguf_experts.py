@@ -26,9 +26,9 @@ QWEN_EXPERTS = (
 )
 EXPERT_WIDTH = Setting("expert_feed_forward_length", "uint32", ("moe_intermediate_size",))
 
-MIXTRAL = Family("mixtral", ("MixtralForCausalLM",), "MixtralForCausalLM", ATTENTION)
-QWEN2_MOE = Family("qwen2_moe", ("Qwen2MoeForCausalLM",), "Qwen2MoeForCausalLM", ATTENTION)
-QWEN3_MOE = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), "Qwen3MoeForCausalLM", ATTENTION)
+MIXTRAL = Family("mixtral", ("MixtralForCausalLM",), "MixtralForCausalLM", "mixtral", ATTENTION)
+QWEN2_MOE = Family("qwen2_moe", ("Qwen2MoeForCausalLM",), "Qwen2MoeForCausalLM", "qwen2_moe", ATTENTION)
+QWEN3_MOE = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), "Qwen3MoeForCausalLM", "qwen3_moe", ATTENTION)
 CONVERTED_ONLY = (MIXTRAL, QWEN2_MOE, QWEN3_MOE)
 
 GGUF_EXPERTS: dict[str, GgufFamily] = {

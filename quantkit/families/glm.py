@@ -9,6 +9,7 @@ GLM = Family(
     name="glm",
     architectures=("GlmForCausalLM",),
     model_class="GlmForCausalLM",
+    model_type="glm",
     stages=ATTENTION + FUSED_MLP,
     fused={"qkv_proj": ("q_proj", "k_proj", "v_proj")},
     first_transformers="4.46",

@@ -8,6 +8,7 @@ GLM4 = Family(
     name="glm4",
     architectures=("Glm4ForCausalLM",),
     model_class="Glm4ForCausalLM",
+    model_type="glm4",
     stages=ATTENTION + FUSED_MLP,
     fused={"qkv_proj": ("q_proj", "k_proj", "v_proj")},
     first_transformers="4.51.3",

@@ -7,6 +7,7 @@ GRANITE = Family(
     name="granite",
     architectures=("GraniteForCausalLM",),
     model_class="GraniteForCausalLM",
+    model_type="granite",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     first_transformers="4.45",

@@ -27,6 +27,11 @@ LINEARS = {
     "gate_up_proj": ("twice inner", "hidden"),
     "qkv_proj": ("queries, keys, values", "hidden"),
 }
+# Norms of a whole hidden state, by the last part of their names; those of heads have other sizes.
+HIDDEN_NORMS = (
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+    "post_self_attn_layernorm", "post_mlp_layernorm", "self_attn_layer_norm", "final_layer_norm",
+)  # fmt: skip
 
 
 def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> None:
@@ -49,6 +54,8 @@ def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, 
         ends = [name for name in ends if name in infos]
     for name in ends:
         required(infos, name, (sizes.get("vocabulary"), sizes.get("hidden")))
+    if family.final_norm is not None:
+        required(infos, f"{family.final_norm}.weight", (sizes.get("hidden"),))
     layers = _by_layer(family, infos)
     depth = stated(config, DEPTH) or len(layers)
     named = Counter(suffix for names in layers.values() for suffix in names)
@@ -61,7 +68,7 @@ def check_layers(family: Family, config: Mapping[str, Any], infos: Mapping[str, 
     common += [name for name in wanted if name not in common]
     for layer in range(depth):
         for suffix in common:
-            required(infos, f"{family.layers}.{layer}.{suffix}", _wanted(suffix, sizes))
+            required(infos, f"{family.layers}.{layer}.{suffix}", _wanted(family, suffix, sizes))
     for info in infos.values():
         if _is_surplus(family, info.name, depth):
             where = f" of {depth}" if info.name.startswith(family.layers + ".") else ""
@@ -134,6 +141,8 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     if inner:
         yield "inner", inner
         yield "twice inner", 2 * inner
+    if config.get("head_dim"):
+        yield "head", config["head_dim"]
     if heads and head:
         keys = (config.get("num_key_value_heads") or heads) * head
         yield "queries", heads * head
@@ -141,10 +150,12 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         yield "queries, keys, values", heads * head + 2 * keys
 
 
-def _wanted(suffix: str, sizes: Mapping[str, int]) -> tuple[int | None, ...] | None:
-    """The shape of a linear's weight or bias, None for a size that config.json leaves to its default."""
+def _wanted(family: Family, suffix: str, sizes: Mapping[str, int]) -> tuple[int | None, ...] | None:
+    """The shape of a weight or bias of a linear or norm, None for a size that config.json leaves to its default."""
     module, _, leaf = suffix.rpartition(".")
-    words = LINEARS.get(module.rpartition(".")[2])
+    last = module.rpartition(".")[2]
+    norm = family.head_norms.get(module) or ("hidden" if last in HIDDEN_NORMS else None)
+    words = (norm,) if norm else LINEARS.get(last)
     if words is None or leaf not in ("weight", "bias"):
         return None
     return tuple(sizes.get(word) for word in (words if leaf == "weight" else words[:1]))

@@ -12,6 +12,7 @@ LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),  # the second: early 2023 conversions
     model_class="LlamaForCausalLM",
+    model_type="llama",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     biases=BIASES,

@@ -7,6 +7,7 @@ MISTRAL = Family(
     name="mistral",
     architectures=("MistralForCausalLM",),
     model_class="MistralForCausalLM",
+    model_type="mistral",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     first_transformers="4.34",

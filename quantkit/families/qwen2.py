@@ -7,6 +7,7 @@ QWEN2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
     model_class="Qwen2ForCausalLM",
+    model_type="qwen2",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     biases={"": ATTENTION[0]},

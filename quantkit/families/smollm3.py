@@ -7,6 +7,7 @@ SMOLLM3 = Family(
     name="smollm3",
     architectures=("SmolLM3ForCausalLM",),
     model_class="SmolLM3ForCausalLM",
+    model_type="smollm3",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     first_transformers="4.53",

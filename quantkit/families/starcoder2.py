@@ -7,6 +7,7 @@ STARCODER2 = Family(
     name="starcoder2",
     architectures=("Starcoder2ForCausalLM",),
     model_class="Starcoder2ForCausalLM",
+    model_type="starcoder2",
     stages=(*ATTENTION, ("mlp.c_fc",), ("mlp.c_proj",)),
     fused={"qkv_proj": ("q_proj", "k_proj", "v_proj")},
     ends=(

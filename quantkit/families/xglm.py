@@ -6,6 +6,8 @@ XGLM = Family(
     name="xglm",
     architectures=("XGLMForCausalLM",),
     model_class="XGLMForCausalLM",
+    model_type="xglm",
+    final_norm="model.layer_norm",
     stages=(
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.out_proj",),

@@ -7,6 +7,7 @@ XVERSE = Family(
     name="xverse",
     architectures=("XverseForCausalLM",),
     model_class="LlamaForCausalLM",
+    model_type="llama",
     stages=ATTENTION + GATED_MLP,
     fused=FUSED,
     biases=BIASES,

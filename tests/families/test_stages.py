@@ -138,7 +138,23 @@ def test_an_architecture_belongs_to_one_family():
     for family in FAMILIES:
         if not family.config_set:  # a family that is written as itself
             assert family.model_class in family.architectures
-        assert hasattr(transformers, family.model_class)
+        assert getattr(transformers, family.model_class).config_class.model_type == family.model_type
+
+
+def test_the_norms_are_where_the_family_says(model_and_family):
+    model, family = model_and_family
+    config, sizes = model.config, {name: tuple(value.shape) for name, value in model.named_parameters()}
+    hidden = model.get_input_embeddings().weight.shape[1]
+    final = sizes.get(f"{family.final_norm}.weight")
+    assert final == (None if family.final_norm is None else (hidden,))
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    lengths = {"head": head, "queries": head * config.num_attention_heads, "keys": head * keys}
+    norms = {name: shape for name, shape in sizes.items() if name.startswith(f"{family.layers}.0.") and "norm" in name}
+    for name, shape in norms.items():
+        module, _, _ = name.removeprefix(f"{family.layers}.0.").rpartition(".")
+        if len(shape) == 1:  # Cohere's norms of heads have a row for each
+            assert shape == (lengths.get(family.head_norms.get(module), hidden),), name
 
 
 def test_every_family_is_tried():

@@ -150,6 +150,16 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 @table(
     Case("missing", tensors(lambda t: t.pop(DOWN)), (f"tensor {DOWN} [128, 256] is missing from the checkpoint",)),
+    Case("missing-norm", tensors(lambda t: t.pop(NORM)), (f"tensor {NORM} [128] is missing",)),
+    Case(
+        "shorter-norm", tensors(lambda t: t.update({NORM: torch.ones(7)})), (NORM, "is [7], config.json asks for [128]")
+    ),
+    Case(
+        "shorter-norm-of-heads",
+        tensors(lambda t: t.update({"model.layers.1.self_attn.k_norm.weight": torch.ones(7)})),
+        ("model.layers.1.self_attn.k_norm.weight", "is [7], config.json asks for [32]"),
+        architecture="Qwen3ForCausalLM",
+    ),
     Case("missing-head", tensors(lambda t: t.pop("lm_head.weight")), ("lm_head.weight [512, 128] is missing",)),
     Case(
         "surplus-layer",
