@@ -25,7 +25,7 @@ def open_checkpoint(reference: str, headers_only: bool = False, progress: Transf
         NetworkError: the Hub was not reached.
         DiskError: the disk is full or refuses to read.
     """
-    folder = _existing(reference)
+    folder = local_path(reference)
     if folder is not None:
         return open_folder(folder, reference)
     repository = parse_reference(reference)
@@ -53,7 +53,7 @@ def open_checkpoint(reference: str, headers_only: bool = False, progress: Transf
     )
 
 
-def _existing(reference: str) -> Path | None:
+def local_path(reference: str) -> Path | None:
     """The path that a reference names, if it leads somewhere."""
     try:
         folder = Path(reference).expanduser()

@@ -1,18 +1,24 @@
 """The first look at a checkpoint: all that headers and config.json betray, without torch or transformers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from quantkit.checkpoint import open_checkpoint
+from quantkit.checkpoint import local_path, open_checkpoint
 from quantkit.errors import BadInputError
-from quantkit.families.checks import check_config
+from quantkit.families.checks import check_config, check_model_type
 from quantkit.families.gguf_experts import GGUF_EXPERTS
 from quantkit.families.gguf_lookup import gguf_family_of
 from quantkit.families.layers import check_layers
-from quantkit.families.lookup import family_of
+from quantkit.families.lookup import artifact_config, family_of
+from quantkit.tensors import TensorInfo
 from quantkit.weights.gguf_names import find_gguf
 from quantkit.weights.gguf_read import open_gguf
-from quantkit.weights.source import Checkpoint
+from quantkit.weights.header import read_header
+from quantkit.weights.local import find_infos
+from quantkit.weights.pickle_look import NotUnderstood, look_at_pickle
+from quantkit.weights.source import Checkpoint, read_config
 
 
 def look(reference: str) -> Checkpoint:
@@ -26,12 +32,39 @@ def look(reference: str) -> Checkpoint:
     Raises:
         QuantkitError: what is wrong with it.
     """
+    if found := _look_at_pickles(reference):
+        _check(*found)
     checkpoint = open_checkpoint(reference, headers_only=True)
-    family = family_of(checkpoint.config)
-    check_config(checkpoint.config)
-    if infos := checkpoint.source.infos:  # none where `.bin` files are not downloaded yet
-        check_layers(family, checkpoint.config, infos)
+    _check(checkpoint.config, checkpoint.source.infos)
     return checkpoint
+
+
+def _check(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> None:
+    family = family_of(config)
+    check_config(config)
+    check_model_type(artifact_config(family, config), family.model_type)
+    if infos:  # none of bare pickles that are not downloaded yet
+        check_layers(family, config, infos)
+
+
+def _look_at_pickles(reference: str) -> tuple[dict[str, Any], dict[str, TensorInfo]] | None:
+    """config.json and the tensors of a folder of `.bin` files, by their opcodes: to open them takes torch, and seconds.
+
+    Returns:
+        None of any other checkpoint, and where torch's own unpickler has to judge, a little later.
+
+    Raises:
+        QuantkitError: what is wrong with the folder.
+    """
+    folder = local_path(reference)
+    if folder is not None and any(folder.glob("*.bin")):
+        with suppress(NotUnderstood):
+            return read_config(folder), find_infos(folder, _look_at_shard)
+    return None
+
+
+def _look_at_shard(path: Path) -> dict[str, TensorInfo]:
+    return look_at_pickle(path) if path.suffix == ".bin" else read_header(path)
 
 
 def look_for_gguf(reference: str) -> Checkpoint:
@@ -40,6 +73,7 @@ def look_for_gguf(reference: str) -> Checkpoint:
     Raises:
         QuantkitError: what is wrong with it.
     """
+    _look_at_pickles(reference)
     checkpoint = open_checkpoint(reference, headers_only=True)
     plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     family, _ = gguf_family_of(plain)

@@ -1,7 +1,7 @@
 """The lazy tensors of a checkpoint folder: a table from the file headers, bytes when asked for."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ class LocalSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._infos = _find_infos(folder)
+        self._infos = find_infos(folder)
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -131,26 +131,6 @@ def _is_plain(name: str) -> bool:
     return not outside and name.isprintable() and len(name) <= 255
 
 
-def _find_infos(folder: Path) -> dict[str, TensorInfo]:
-    if not folder.is_dir():
-        raise NotFoundError(f"no such folder: {folder}")
-    for single, index in _SINGLE_AND_INDEX:
-        if os.path.lexists(folder / single):
-            return read_shard(folder / single)
-        if os.path.lexists(folder / index):
-            return _read_indexed(folder, index)
-        others = sorted(folder.glob(f"*{Path(single).suffix}"))
-        if len(others) == 1 and single.endswith(".safetensors"):
-            return read_shard(others[0])
-        if others and single.endswith(".safetensors"):
-            names = ", ".join(path.name for path in others[:3])
-            raise BadInputError(f"{folder}: found {len(others)} safetensors files ({names}) but no {index}")
-    raise NotFoundError(
-        f"{folder}: found no weights, expected model.safetensors or an index with its shards",
-        "name the folder of a Hugging Face checkpoint",
-    )
-
-
 def read_shard(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a file, safetensors or `.bin`, by name.
 
@@ -166,7 +146,39 @@ def read_shard(path: Path) -> dict[str, TensorInfo]:
     return read_pickled_header(path)
 
 
-def _read_indexed(folder: Path, index: str) -> dict[str, TensorInfo]:
+def find_infos(folder: Path, read_shard: Callable[[Path], dict[str, TensorInfo]] = read_shard) -> dict[str, TensorInfo]:
+    """Every tensor of a folder's weight files.
+
+    Args:
+        folder: of a checkpoint.
+        read_shard: reads one file.
+
+    Raises:
+        NotFoundError: no weights in the folder, or a shard of its index is missing.
+        BadInputError: an index or a header that breaks the rules.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"no such folder: {folder}")
+    for single, index in _SINGLE_AND_INDEX:
+        if os.path.lexists(folder / single):
+            return read_shard(folder / single)
+        if os.path.lexists(folder / index):
+            return _read_indexed(folder, index, read_shard)
+        others = sorted(folder.glob(f"*{Path(single).suffix}"))
+        if len(others) == 1 and single.endswith(".safetensors"):
+            return read_shard(others[0])
+        if others and single.endswith(".safetensors"):
+            names = ", ".join(path.name for path in others[:3])
+            raise BadInputError(f"{folder}: found {len(others)} safetensors files ({names}) but no {index}")
+    raise NotFoundError(
+        f"{folder}: found no weights, expected model.safetensors or an index with its shards",
+        "name the folder of a Hugging Face checkpoint",
+    )
+
+
+def _read_indexed(
+    folder: Path, index: str, read_shard: Callable[[Path], dict[str, TensorInfo]]
+) -> dict[str, TensorInfo]:
     weight_map = parse_index(read_small(folder / index), index)
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not os.path.lexists(folder / shard)]

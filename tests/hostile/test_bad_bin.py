@@ -12,6 +12,7 @@ import pytest
 import torch
 from spoil import HTML, LFS, Case, cut, folder_named, pipe_named, table, write
 
+BY_THE_FIRST_LOOK = True  # unless a case is `late`
 BIN = "pytorch_model.bin"
 SHARD = "pytorch_model-00002-of-00003.bin"
 ZIP_FORM = "expected the zip form of torch.save (torch 1.6 and later)"
