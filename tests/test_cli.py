@@ -96,12 +96,12 @@ def test_help_lists_the_commands(quantkit):
 BOTH = [
     "--out", "--recipe", "--method", "--bits", "--group-size", "--sym", "--asym", "--act-order", "--damp", "--scales",
     "--rule", "--skip", "--target", "--dtype", "--max-shard-size", "--calibration", "--samples", "--sequence-length",
-    "--seed", "--device", "--strict", "--context", "--json", "--help",
+    "--seed", "--device", "--strict", "--stream", "--no-stream", "--context", "--json", "--help",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("command", "options"), [("plan", BOTH), ("gptq", [*BOTH, "--dry-run", "--imatrix", "--restart"])]
+    ("command", "options"), [("plan", BOTH), ("gptq", [*BOTH, "--dry-run", "--imatrix", "--restart", "--check"])]
 )
 def test_help_of_a_command_lists_all_options_and_their_defaults(quantkit, command, options):
     code, out, err = quantkit(command, "--help")
