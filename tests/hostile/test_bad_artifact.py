@@ -25,7 +25,7 @@ def check(good, work, monkeypatch, capsys):
     """Run the command as far as it may go; returns exit code, sentence, hint and whether it waited for torch."""
     late = []
     prepare = check_job.prepare
-    monkeypatch.setattr(check_job, "prepare", lambda *args: late.append(1) or prepare(*args))
+    monkeypatch.setattr(check_job, "prepare", lambda *args, **options: late.append(1) or prepare(*args, **options))
     monkeypatch.setattr(GgufSource, "read", lambda *_: work.append("a weight was read"))
 
     def run(*artifacts, baseline=None):

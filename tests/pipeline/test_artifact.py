@@ -204,7 +204,7 @@ def test_side_files_are_the_sources(made):
 def test_nothing_else_is_in_the_folder(made):
     assert {path.name for path in made.output.iterdir()} == {
         "config.json", "generation_config.json", "layers.jsonl", "model.safetensors", "quantize_config.json",
-        "run.json", "tokenizer.json", "tokenizer_config.json",
+        "quantkit.json", "run.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 

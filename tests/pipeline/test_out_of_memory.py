@@ -72,7 +72,7 @@ def test_memory_that_runs_out_while_layers_are_replayed_is_said(quantkit, whole,
         patch.setattr("quantkit.methods.gptq.factorize", failing(gptq.factorize, 3, numpy_host))
         assert quantkit(tmp_path / "out")[0] == 7
     with monkeypatch.context() as patch:
-        patch.setattr("quantkit.pipeline.gptq.advance", lambda *_: torch_host())
+        patch.setattr("quantkit.pipeline.gptq_pass.advance", lambda *_: torch_host())
         code, err = quantkit(tmp_path / "out")
     assert (code, "out of memory in layer 0: " in one_sentence(err)) == (7, True)
     assert quantkit(tmp_path / "out")[0] == 0
