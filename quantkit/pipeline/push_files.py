@@ -51,8 +51,8 @@ class Artifact:
         if self.kind == "gptq":
             return lambda name: _is_gptq(name) and not _is_beside(name) and name != CARD
         stems = {gguf_stem(model) for model in self.models}
-        ours = {stem + ending for stem in stems for ending in (RECORD, f".{CHECK_FILE}")}
-        return lambda name: name in ours or (name.endswith(SUFFIX) and gguf_stem(Path(name)) in stems)
+        endings = (SUFFIX, RECORD, f".{CHECK_FILE}")
+        return lambda name: any(name.endswith(ending) and _model_stem(name, ending) in stems for ending in endings)
 
 
 def find_artifact(folder: Path) -> Artifact:
@@ -133,7 +133,7 @@ def _gguf(folder: Path, names: list[str]) -> Artifact:
             "make it with quantkit gguf, or move it away",
         )
     models = sorted({gguf_parts(folder / name)[0] for name in files})
-    beside = [stem + ending for stem in stems for ending in (RECORD, f".{CHECK_FILE}")]
+    beside = [name for stem in stems for name in (stem + RECORD, f"{_model_stem(stem, '')}.{CHECK_FILE}")]
     chosen = [
         *files,
         *beside,
@@ -142,6 +142,11 @@ def _gguf(folder: Path, names: list[str]) -> Artifact:
         *(name for name in names if IMATRIX.fullmatch(name) or _is_beside(name)),
     ]
     return _artifact(folder, "gguf", tuple(models), chosen, names)
+
+
+def _model_stem(name: str, ending: str) -> str:
+    """What a model is called by the name of a file; the record of a split one is named by its first part."""
+    return gguf_stem(Path(name.removesuffix(ending) + SUFFIX))
 
 
 def _artifact(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quantkit.checkfile import check_path, standing
 from quantkit.errors import DiskError
-from quantkit.manifest import RECORD, read_manifest
+from quantkit.manifest import read_manifest
 from quantkit.pipeline.provenance import gguf_records, write_gguf_manifest
 from quantkit.weights.files import sync_folder
 from quantkit.weights.gguf_names import gguf_parts, gguf_stem
@@ -34,11 +34,11 @@ def set_aside(folder: Path) -> list[str]:
     Raises:
         DiskError: a file cannot be read or moved.
     """
-    models = [gguf_parts(folder / next(iter(sorted(record["files"]))))[0] for record in gguf_records(folder).values()]
+    models = {folder / min(record["files"]): path for path, record in gguf_records(folder).items()}
     failed = [model for model in models if not standing(model).counts]
     for model in failed:
-        beside = [folder / f"{gguf_stem(model)}{RECORD}", check_path(model)]
-        _move([path for path in (*beside, *gguf_parts(model)) if path.exists()], folder.parent / ASIDE)
+        files = (models[model], check_path(model), *gguf_parts(model))
+        _move([path for path in files if path.exists()], folder.parent / ASIDE)
     manifest = read_manifest(folder) if failed else None
     if manifest is not None:
         write_gguf_manifest(folder, manifest.base)

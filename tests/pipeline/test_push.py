@@ -9,12 +9,15 @@ from pathlib import Path
 import pushable
 import pytest
 from artifacts import Recorder
+from gguf_runs import asked_here, converted
 from huggingface_hub import ModelCard
 from pushable import REPO, checked, commits, contents, held, make_gated, uploads, without_check
 
 from quantkit.errors import BadInputError, NotFoundError, QualityError, UsageError
 from quantkit.pipeline.push import PushOptions, description, prepare, run
 from quantkit.pipeline.push_options import branch_name
+from quantkit.pipeline.release_aside import set_aside, take_back
+from quantkit.weights.gguf_names import gguf_stem
 
 pytestmark = pytest.mark.usefixtures("hub_client")
 gptq_made, gguf_made, gptq, gguf = pushable.gptq_made, pushable.gguf_made, pushable.gptq, pushable.gguf
@@ -372,3 +375,22 @@ def test_a_dry_run_changes_nothing(loopback, gptq, monkeypatch, tmp_path):
 def test_a_dry_run_of_what_is_there(loopback, gptq):
     push(gptq)
     assert not any(file["differs"] for file in description(prepare(gptq, REPO, dry_run=True))["files"])
+
+
+def test_a_split_model_goes_with_its_record_and_its_check(loopback, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("quantkit.pipeline.gguf_told._ask", asked_here)
+    folder = tmp_path / "model-GGUF"
+    converted(sources("llama"), folder, "Q8_0", split_max_size="300kB")
+    first = next(folder.glob("*-00001-of-*.gguf"))
+    checked(sources("llama"), first)
+    push(folder)
+    assert held(loopback) == contents(folder)
+    names = set(held(loopback))
+    assert {first.name, f"{gguf_stem(first)}.check.json", f"{first.name.removesuffix('.gguf')}.quantkit.json"} <= names
+    push(folder)
+    assert commits(loopback) == 1
+    checked(sources("llama"), first, passes=False)
+    assert set_aside(folder) == [gguf_stem(first)]
+    assert not list(folder.glob("*Q8_0*"))
+    take_back(folder)
+    assert {path.name for path in folder.iterdir()} >= names - {"README.md", "quality.svg"}
