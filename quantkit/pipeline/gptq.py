@@ -20,7 +20,7 @@ from quantkit.pipeline.gptq_pass import GptqPass
 from quantkit.pipeline.job import Job, fingerprint, prepare
 from quantkit.pipeline.memo import Memo
 from quantkit.pipeline.output import ArtifactWriter, config_text, copy_side_files, is_whole, write_descriptions
-from quantkit.pipeline.preflight import preflight
+from quantkit.pipeline.preflight import host_bytes, preflight
 from quantkit.pipeline.provenance import write_gptq_manifest
 from quantkit.pipeline.record import run_record
 from quantkit.pipeline.tokenizer import RunTokenizer, open_tokenizer
@@ -122,10 +122,10 @@ def _run(
     jobs: list[Job], progress: Progress, restart: bool, imatrix: Path | None, check: "SamePassCheck | None"
 ) -> list[Result]:
     meter = Meter(jobs[0].device.device)
-    beside = check.budget.activation_bytes if check else 0
+    asked = check.budget if check else None
     open_jobs = [job for job in jobs if restart or not says_finished(job.output)]
     if open_jobs:
-        preflight(open_jobs, beside)
+        preflight(open_jobs, asked)
     calibrating = next((job for job in jobs if job.recipe.method == "gptq"), jobs[0])
     importance = GptqImatrix(imatrix, calibrating) if imatrix else None
     read = [open_tokenizer(job) for job in jobs]
@@ -144,8 +144,10 @@ def _run(
     ]
     fetched = jobs
     if restart or not all(whole):
-        preflight([job for job, done in zip(jobs, whole, strict=True) if restart or not done], beside)
+        preflight([job for job, done in zip(jobs, whole, strict=True) if restart or not done], asked)
         fetched = _with_weights(jobs, progress)
+    if len(fetched) > 1 or check:
+        fetched = _as_company(fetched, check)
     makings = []
     for number, job in enumerate(fetched):
         folder = RunFolder(job.output, inputs[number], restart=restart)
@@ -161,6 +163,15 @@ def _run(
     if isinstance(source, StreamedSource):
         source.remove()
     return [_result(making, progress, check) for making in makings]
+
+
+def _as_company(jobs: Sequence[Job], check: "SamePassCheck | None") -> list[Job]:
+    """Jobs that predict what they take together, and a check with them: the one process has one peak."""
+    peak = host_bytes(jobs, check.budget if check else None)
+    seconds = check.budget.seconds if check else 0.0
+    return [
+        replace(job, budget=replace(job.budget, host_bytes=peak, seconds=job.budget.seconds + seconds)) for job in jobs
+    ]
 
 
 def _with_weights(jobs: list[Job], progress: Progress) -> list[Job]:

@@ -5,22 +5,23 @@ from collections.abc import Sequence
 import torch
 
 from quantkit.errors import OutOfMemoryError
+from quantkit.pipeline.check_budget import CheckBudget
 from quantkit.pipeline.disk import missing_bytes, refuse_full_disk
 from quantkit.pipeline.job import Job
 from quantkit.pipeline.machine import available_bytes
-from quantkit.plan.budget import SMALL_FILES
+from quantkit.plan.budget import CODE_BYTES, SMALL_FILES
 from quantkit.rundir import check_folder
 from quantkit.units import format_bytes, format_gib
 from quantkit.weights.streamed import SHARD_FOLDER, streamed_bytes
 
 
-def preflight(jobs: Sequence[Job], beside: int = 0) -> None:
+def preflight(jobs: Sequence[Job], check: CheckBudget | None = None) -> None:
     """Refuse jobs that run together, with the numbers.
 
     Args:
         jobs: of one checkpoint.
-        beside: host memory of activations that a check in the same pass holds meanwhile; of a streamed base they are
-            also kept on the disk, and stand there twice while they are replaced.
+        check: in the same pass. Of a streamed base its activations are also kept on the disk, and stand there twice
+            while they are replaced.
 
     Raises:
         BadInputError: an output folder holds something else.
@@ -29,8 +30,8 @@ def preflight(jobs: Sequence[Job], beside: int = 0) -> None:
     """
     for job in jobs:
         check_folder(job.output)
-    _check_disk(jobs, 2 * beside if jobs[0].streamed else 0)
-    needed, available = host_bytes(jobs) + beside, available_bytes()
+    _check_disk(jobs, 2 * check.activation_bytes if check and jobs[0].streamed else 0)
+    needed, available = host_bytes(jobs, check), available_bytes()
     if needed > available:
         activations = sum(job.budget.activation_bytes for job in jobs)
         raise OutOfMemoryError(
@@ -48,10 +49,17 @@ def preflight(jobs: Sequence[Job], beside: int = 0) -> None:
                 )
 
 
-def host_bytes(jobs: Sequence[Job]) -> int:
-    """Predicted peak memory of jobs in one pass: the largest of them, and the activations of all others."""
+def host_bytes(jobs: Sequence[Job], check: CheckBudget | None = None) -> int:
+    """Predicted peak memory of jobs in one pass: the largest of them, and the activations of all others.
+
+    A check in the same pass has its own activations, layers and products, beside those of the jobs.
+    """
     largest = max(jobs, key=lambda job: job.budget.host_bytes)
-    return largest.budget.host_bytes + sum(job.budget.activation_bytes for job in jobs if job is not largest)
+    peak = largest.budget.host_bytes + sum(job.budget.activation_bytes for job in jobs if job is not largest)
+    if check is None:
+        return peak
+    activations = sum(job.budget.activation_bytes for job in jobs)
+    return max(peak + check.activation_bytes, check.host_bytes + activations) + CODE_BYTES
 
 
 def _check_disk(jobs: Sequence[Job], kept: int) -> None:

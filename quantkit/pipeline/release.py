@@ -126,8 +126,8 @@ def _batches(jobs: Sequence[Job], options: CheckOptions | None) -> list[list[Job
     batches: list[list[Job]] = [[]]
     for job in jobs:
         together = [*batches[-1], job]
-        beside = SamePassCheck(together, options).budget.activation_bytes if options and batches[-1] else 0
-        if batches[-1] and host_bytes(together) + beside > available_bytes():
+        check = SamePassCheck(together, options).budget if options and batches[-1] else None
+        if batches[-1] and host_bytes(together, check) > available_bytes():
             batches.append([job])
         else:
             batches[-1] = together
