@@ -23,6 +23,7 @@ CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [{"role": "system", "content": "{system message}"}, {"role": "user", "content": "{prompt}"}],
     [{"role": "user", "content": "{prompt}"}],
 )
+WRITTEN = (CARD, PICTURE, MANIFEST_FILE)  # by `write_card`
 NO_TEMPLATE = "The tokenizer has no chat template: the model continues plain text."
 
 
@@ -57,7 +58,7 @@ def write_card(
     if not folder.is_dir():
         raise NotFoundError(f"no such folder: {folder}", "name the output folder of quantkit gptq or quantkit gguf")
     names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    hashes = file_hashes(folder, names - {CARD, PICTURE, MANIFEST_FILE})
+    hashes = file_hashes(folder, names - {*WRITTEN})
     artifact = read_artifact(folder, hashes)
     hashes = {name: digest for name, digest in hashes.items() if name in artifact.manifest.files or comes_later(name)}
     homes = siblings if isinstance(siblings, Mapping) else dict.fromkeys(siblings, "")

@@ -13,8 +13,8 @@ from quantkit.hub.collection import add_to_collection
 from quantkit.hub.publish import Difference, Listener, Parcel, compare, is_large, publish
 from quantkit.hub.target import MAIN, Target, look, make, page, tag
 from quantkit.hub.upload import LocalFile, Sent, over_http
-from quantkit.pipeline.card import write_card
-from quantkit.pipeline.push_files import RECORDS, Artifact, find_artifact, refuse_local
+from quantkit.pipeline.card import WRITTEN, write_card
+from quantkit.pipeline.push_files import Artifact, find_artifact, refuse_local
 from quantkit.pipeline.push_gate import judge
 from quantkit.pipeline.push_options import PushOptions, check_names, check_tag, is_gated, privacy, with_branch
 from quantkit.progress import Progress, Silent
@@ -185,8 +185,8 @@ def _dry(folder: Path) -> Iterator[Path]:
 
 
 def _files(artifact: Artifact, hashes: Mapping[str, str]) -> tuple[LocalFile, ...]:
-    """Every file with its hash; records are hashed again, because the card has entered itself into one of them."""
-    known = {name: hashes[name] for name in artifact.names if name in hashes and name not in RECORDS}
+    """Every file with its hash; what the card has written is not what it was when the artifact was judged."""
+    known = {name: hashes[name] for name in artifact.names if name in hashes and name not in WRITTEN}
     known |= file_hashes(artifact.folder, [name for name in artifact.names if name not in known])
     return tuple(LocalFile.of(artifact.folder, name, known[name]) for name in artifact.names)
 

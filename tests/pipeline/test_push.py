@@ -1,6 +1,7 @@
 """Pushing real artifacts to the loopback Hub: what goes, what is refused, and that repeating it does nothing."""
 
 import getpass
+import hashlib
 import json
 import re
 import socket
@@ -73,6 +74,15 @@ def test_repeating_it_changes_nothing(loopback, gptq):
     assert not uploads(loopback)
     assert loopback.repo(REPO).tags == {"v1": first["commit"]}
     assert [len(one.items) for one in loopback.collections.values()] == [1]
+
+
+def test_a_card_for_another_repository_is_told_as_it_is(loopback, gptq):
+    """The card and the manifest of the first push are there already, with other bytes."""
+    push(gptq)
+    record = push(gptq, "tester/other")
+    assert {file["name"]: file["sha256"] for file in record["files"]} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in held(loopback, "tester/other").items()
+    }
 
 
 def test_gguf_models(loopback, gguf):
