@@ -35,6 +35,7 @@ def write_card(
     siblings: Mapping[Path, str] | Sequence[Path] = (),
     forced: bool = False,
     write: bool = True,
+    known: Mapping[str, str] | None = None,
 ) -> str:
     """Render README.md of an artifact's folder from what lies there, write it, and enter it into quantkit.json.
 
@@ -46,6 +47,7 @@ def write_card(
             where it has one.
         forced: say that it is published although its check does not vouch for it.
         write: False leaves the folder as it is.
+        known: sha256 of files by name, where they were just taken; of any other, every byte is read.
 
     Returns:
         The card. The same files give the same text.
@@ -58,7 +60,7 @@ def write_card(
     if not folder.is_dir():
         raise NotFoundError(f"no such folder: {folder}", "name the output folder of quantkit gptq or quantkit gguf")
     names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    hashes = file_hashes(folder, names - {*WRITTEN})
+    hashes = file_hashes(folder, names - {*WRITTEN}, known)
     artifact = read_artifact(folder, hashes)
     hashes = {name: digest for name, digest in hashes.items() if name in artifact.manifest.files or comes_later(name)}
     homes = siblings if isinstance(siblings, Mapping) else dict.fromkeys(siblings, "")

@@ -88,6 +88,7 @@ def prepare(folder: Path, repo_id: str, options: PushOptions | None = None, *, d
             branch=options.branch if target.branch != MAIN else None,
             siblings=options.siblings,
             forced=bool(verdict.objections),
+            known=verdict.hashes,
         )
         artifact = find_artifact(place)  # with what belongs to the card
         files = _files(artifact, verdict.hashes)
@@ -186,9 +187,9 @@ def _dry(folder: Path) -> Iterator[Path]:
 
 def _files(artifact: Artifact, hashes: Mapping[str, str]) -> tuple[LocalFile, ...]:
     """Every file with its hash; what the card has written is not what it was when the artifact was judged."""
-    known = {name: hashes[name] for name in artifact.names if name in hashes and name not in WRITTEN}
-    known |= file_hashes(artifact.folder, [name for name in artifact.names if name not in known])
-    return tuple(LocalFile.of(artifact.folder, name, known[name]) for name in artifact.names)
+    known = {name: digest for name, digest in hashes.items() if name not in WRITTEN}
+    hashes = file_hashes(artifact.folder, artifact.names, known)
+    return tuple(LocalFile.of(artifact.folder, name, hashes[name]) for name in artifact.names)
 
 
 def _notes(

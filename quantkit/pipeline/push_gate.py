@@ -31,8 +31,7 @@ def judge(artifact: Artifact) -> Verdict:
             hashes |= found.record["artifacts"][0]["files"]
         else:
             objections.append(found.reason)
-    rest = file_hashes(artifact.folder, [name for name in artifact.names if name not in hashes])
-    hashes = {name: digest for name, digest in (hashes | rest).items() if name in artifact.names}
+    hashes = file_hashes(artifact.folder, artifact.names, hashes)
     manifest = read_manifest(artifact.folder)
     stated = manifest.files if manifest else {}
     for name in sorted(set(stated) & set(artifact.names)):

@@ -98,7 +98,7 @@ def run(
             for sentence in verdicts[one.name].failed:
                 progress.say(f"{one.name} did not pass: {sentence}")
         for folder in {group.made[0].folder for group in plan.groups}:
-            set_aside(folder)
+            set_aside(folder, {one.path: verdicts[one.name].passed for one in plan.made})
         published = _publish(plan, verdicts, progress, push)
         return _write(plan, _summary(plan, verdicts, published))
 

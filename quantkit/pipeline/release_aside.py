@@ -1,6 +1,6 @@
 """GGUF models of a release that did not pass: kept, but not in the folder that is published."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quantkit.checkfile import check_path, standing
@@ -25,8 +25,12 @@ def take_back(folder: Path) -> None:
         aside.rmdir()
 
 
-def set_aside(folder: Path) -> list[str]:
+def set_aside(folder: Path, verdicts: Mapping[Path, bool]) -> list[str]:
     """Move every model without a check that counts out of the folder, with all that speaks of it, and of its manifest.
+
+    Args:
+        folder: of GGUF files.
+        verdicts: whether a model has passed, by its first file, where that is known; of any other, every byte is read.
 
     Returns:
         What was moved.
@@ -35,7 +39,7 @@ def set_aside(folder: Path) -> list[str]:
         DiskError: a file cannot be read or moved.
     """
     models = {folder / min(record["files"]): path for path, record in gguf_records(folder).items()}
-    failed = [model for model in models if not standing(model).counts]
+    failed = [model for model in models if not (verdicts[model] if model in verdicts else standing(model).counts)]
     for model in failed:
         files = (models[model], check_path(model), *gguf_parts(model))
         _move([path for path in files if path.exists()], folder.parent / ASIDE)

@@ -1,7 +1,7 @@
 """What a file is: its sha256, or the name that git gives it."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,9 +63,22 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """sha256 of files of a folder by name, several at a time."""
+def file_hashes(folder: Path, names: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """sha256 of files of a folder, several at a time.
+
+    Args:
+        folder: of the files.
+        names: of the files.
+        known: hashes that were just taken, by name: such a file is not read.
+
+    Returns:
+        name -> sha256, in the order of the names.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    known = known or {}
     ordered = sorted(names)
     with ThreadPoolExecutor(THREADS) as pool:
-        hashes = pool.map(file_hash, (folder / name for name in ordered))
+        hashes = pool.map(lambda name: known.get(name) or file_hash(folder / name), ordered)
         return dict(zip(ordered, hashes, strict=True))

@@ -12,6 +12,7 @@ from quantkit.manifest import read_manifest, write_manifest
 from quantkit.pipeline import check
 from quantkit.pipeline.check_job import CheckOptions, prepare
 from quantkit.quality.gates import Limits
+from quantkit.weights import hashes
 
 GENEROUS = Limits(ppl_increase=9.0, kl=9.0, top1=0.0, row_error=9.0, slope=9.0, bias=9.0)  # for random weights
 TEXT = Path(__file__).parents[2] / "examples" / "tiny-llama" / "sample.txt"
@@ -84,6 +85,14 @@ def commits(hub, repo=REPO, branch="main"):
 def uploads(hub):
     """Objects that were uploaded and kept, one entry for each time."""
     return [request.path for request in hub.requests if request.method == "PUT" and request.status == 200]
+
+
+def hashed(monkeypatch):
+    """The paths of files of which every byte is read for a sha256, from now on, as often as it happens."""
+    read = []
+    file_hash = hashes.file_hash
+    monkeypatch.setattr(hashes, "file_hash", lambda path: read.append(path) or file_hash(path))
+    return read
 
 
 def without_check(folder):

@@ -12,7 +12,7 @@ import pytest
 from artifacts import Recorder
 from gguf_runs import asked_here, converted
 from huggingface_hub import ModelCard
-from pushable import REPO, checked, commits, contents, held, make_gated, uploads, without_check
+from pushable import REPO, checked, commits, contents, hashed, held, make_gated, uploads, without_check
 
 from quantkit.errors import BadInputError, NotFoundError, QualityError, UsageError
 from quantkit.pipeline.push import PushOptions, description, prepare, run
@@ -83,6 +83,14 @@ def test_a_card_for_another_repository_is_told_as_it_is(loopback, gptq):
     assert {file["name"]: file["sha256"] for file in record["files"]} == {
         name: hashlib.sha256(data).hexdigest() for name, data in held(loopback, "tester/other").items()
     }
+
+
+def test_every_byte_of_an_artifact_is_read_once_for_its_hash(loopback, gptq, gguf, monkeypatch):
+    read = hashed(monkeypatch)
+    for folder in (gptq, gguf):
+        weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf")]
+        prepare(folder, REPO)
+        assert [read.count(path) for path in weights] == [1, 1]
 
 
 def test_gguf_models(loopback, gguf):
@@ -400,7 +408,7 @@ def test_a_split_model_goes_with_its_record_and_its_check(loopback, sources, tmp
     push(folder)
     assert commits(loopback) == 1
     checked(sources("llama"), first, passes=False)
-    assert set_aside(folder) == [gguf_stem(first)]
+    assert set_aside(folder, {}) == [gguf_stem(first)]
     assert not list(folder.glob("*Q8_0*"))
     take_back(folder)
     assert {path.name for path in folder.iterdir()} >= names - {"README.md", "quality.svg"}

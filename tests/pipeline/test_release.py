@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from processes import Command, contents
-from pushable import commits, held
+from pushable import commits, hashed, held
 from releases import BASE, FOUR, NAME, publish_base, quicken, record_of, release_there, write_release
 
 from quantkit.cli import _run
@@ -70,7 +70,7 @@ def assert_published(hub, folder, commit):
     assert sorted(item["id"] for item in collection.items) == sorted(REPOS)
 
 
-def test_a_release_is_made_published_and_not_made_again(loopback, hub_client, quantkit, tmp_path):
+def test_a_release_is_made_published_and_not_made_again(loopback, hub_client, quantkit, tmp_path, monkeypatch):
     commit = publish_base(loopback, tmp_path / "source")
     file, folder = write_release(tmp_path / "files"), tmp_path / "out"
     code, out, err = quantkit("release", file, "--out", folder)
@@ -88,9 +88,13 @@ def test_a_release_is_made_published_and_not_made_again(loopback, hub_client, qu
     whole = {name: files_of(folder / name) for name in FOLDERS}
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     loopback.log.clear()
+    read = hashed(monkeypatch)
     code, again, err = quantkit("release", file, "--out", folder)
     assert code == 0, err
     assert again == out
+    # Whether the check is of these files, and once more before they are published.
+    weights = [path for path in read if path.parent.name in FOLDERS and path.suffix in (".safetensors", ".gguf")]
+    assert {weights.count(path) for path in weights} == {2}
     assert "layer" not in err
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {name: files_of(folder / name) for name in FOLDERS} == whole
